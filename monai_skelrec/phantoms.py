@@ -1,0 +1,379 @@
+"""The embedded sample data: seeded 3D scans of tubes whose answer is known, written as ordinary data sets.
+
+Two anatomies, drawn as curves with a radius: a Circle of Willis with TopCoW's 13 classes, thin communicating arteries
+and its usual variants, in CTA and MRA contrast; and two nerve canals inside a lower jaw, in CBCT contrast. Any other
+label map can be rendered too. Partial volume, blur, noise, a bias field and short drops of signal along thin vessels
+make a network that is trained with Dice and cross-entropy alone lose connections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from monai.utils import optional_import
+from scipy import ndimage
+from scipy.interpolate import make_interp_spline
+from scipy.spatial import cKDTree
+from tqdm import tqdm
+
+__all__ = ["CONTRASTS", "Contrast", "circle_of_willis", "jaw", "render", "write_phantoms"]
+
+itk, _ = optional_import("itk")
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """How bright things are in one kind of scan, in its own unit (HU for CTA and CBCT, arbitrary for MRA)."""
+
+    tissue: float  # mean of what is no label
+    texture: float  # standard deviation of its structure, a few voxels in size
+    labels: float  # mean of a label that ``values`` does not name
+    noise: float  # standard deviation from voxel to voxel
+    bias: float  # largest relative deviation of the slowly varying gain
+    drop: float  # share of the signal that is lost where a thin vessel fades
+    blur: float = 0.6  # standard deviation of the point spread, voxels
+    clutter: float = 0.0  # brightness of unlabelled tubes and blobs (veins, skull base)
+    values: Mapping[int, float] = field(default_factory=dict)  # mean by label value
+
+
+CONTRASTS: dict[str, Contrast] = {
+    "ct": Contrast(tissue=40, texture=12, labels=320, noise=22, bias=0.0, drop=0.6, clutter=260),
+    "mr": Contrast(tissue=120, texture=35, labels=420, noise=40, bias=0.25, drop=0.75, clutter=300),
+    "cbct": Contrast(
+        tissue=60, texture=60, labels=800, noise=90, bias=0.1, drop=0.7, values={1: 850, 3: 350, 4: 350}
+    ),
+}
+
+
+# --- Circle of Willis ------------------------------------------------------------------------------------------------
+# millimetres from the centre: x to the patient's right, y to the front, z up; the left side is the mirror image
+_BA = [(0, -15, -16), (0.5, -12, -9), (0, -9, 0)]
+_PCA = [(0, -9, 0), (4, -7.6, 0.8), (7, -8.5, 1.2), (11, -15, 2), (11, -24, 4)]
+_ICA = [(9, -1, -17), (10.5, 3, -11), (8.5, 5, -6), (7.5, 1.5, -2.5), (8.5, 3, 1.5)]
+_MCA = [(8.5, 3, 1.5), (14, 5, 0.8), (19, 3.5, 2.5), (25, 1, 6)]
+_ACA = [(8.5, 3, 1.5), (5.5, 8, 2.5), (2.9, 10.5, 3.5), (2.4, 13.5, 8), (1.9, 11, 16)]
+_PCOM = [(7.7, 1.7, -2.3), (7.6, -3, -0.6), (7, -8.5, 1.2)]
+_ACOM = [(2.9, 10.5, 3.5), (0, 11, 3.7), (-2.9, 10.5, 3.5)]
+_THIRD_A2 = [(0, 11, 3.7), (0.2, 15, 7), (0.3, 15.5, 15)]
+
+
+def _left(points: Sequence[tuple[float, float, float]]) -> list[tuple[float, float, float]]:
+    return [(-x, y, z) for x, y, z in points]
+
+
+# label value on disk -> (control points, radius at the start and at the end in mm)
+_ARTERIES: dict[int, tuple[Sequence[tuple[float, float, float]], float, float]] = {
+    1: (_BA, 1.7, 1.6),
+    2: (_PCA, 1.3, 1.1),
+    3: (_left(_PCA), 1.3, 1.1),
+    4: (_ICA, 2.2, 1.9),
+    5: (_MCA, 1.6, 1.2),
+    6: (_left(_ICA), 2.2, 1.9),
+    7: (_left(_MCA), 1.6, 1.2),
+    8: (_PCOM, 0.75, 0.75),
+    9: (_left(_PCOM), 0.75, 0.75),
+    10: (_ACOM, 0.8, 0.8),
+    11: (_ACA, 1.2, 1.0),
+    12: (_left(_ACA), 1.2, 1.0),
+    15: (_THIRD_A2, 0.85, 0.8),
+}
+# share of people without the right Pcom, the left Pcom, the Acom, the third A2; the variants that TopCoW scores
+# (a third A2 is rarer in life: with a handful of phantoms a class seen once cannot be learned)
+_ABSENT = {8: 0.25, 9: 0.25, 10: 0.15, 15: 0.5}
+
+
+def circle_of_willis(seed: int, shape: Sequence[int] = (72, 72, 48), spacing: float = 0.8) -> np.ndarray:
+    """Draw the arteries of one person.
+
+    Args:
+        seed: of the anatomy: size, tilt, course of every artery, which of them are absent.
+        shape: voxels, axes to the right, to the front and up (RAS).
+        spacing: edge of a voxel in mm.
+
+    Returns:
+        TopCoW's label values (0-12 and 15), uint8, of ``shape``. Each artery is one 26-connected component wherever
+        it lies inside the volume.
+    """
+    rng = np.random.default_rng([seed, 1])
+    absent = {value for value, share in _ABSENT.items() if rng.random() < share}
+    if 10 in absent:  # the third A2 leaves the Acom
+        absent.add(15)
+    # the same point of two arteries is their joint: it moves once, so that they stay joined
+    joints: dict[tuple[float, ...], np.ndarray] = {}
+    scale, tilt, shift = rng.uniform(0.92, 1.08), rng.normal(0, np.deg2rad(5), 3), rng.normal(0, 1.0, 3)
+    turn = _rotation(tilt)
+    centre = (np.asarray(shape) - 1) / 2 * spacing
+
+    tubes = {}
+    for value, (points, start, end) in _ARTERIES.items():
+        moved = [joints.setdefault(tuple(p), np.asarray(p) + rng.normal(0, 0.6, 3) * (abs(p[0]) > 0.1)) for p in points]
+        radius_scale = rng.uniform(0.9, 1.1)
+        if value not in absent:
+            tubes[value] = (
+                np.asarray(moved) @ turn.T * scale + shift + centre,
+                np.asarray([start, end]) * radius_scale,
+            )
+    return _draw(tubes, tuple(shape), spacing)
+
+
+# --- jaw -------------------------------------------------------------------------------------------------------------
+_JAW, _LEFT_CANAL, _RIGHT_CANAL = 1, 3, 4  # ToothFairy 2's label values
+
+
+def jaw(seed: int, shape: Sequence[int] = (80, 64, 48), spacing: float = 1.0) -> np.ndarray:
+    """Draw a lower jaw with a nerve canal in either half.
+
+    Args:
+        seed: of the anatomy.
+        shape: voxels, axes to the right, to the front and up (RAS).
+        spacing: edge of a voxel in mm.
+
+    Returns:
+        ToothFairy 2's label values: 1 lower jawbone, 3 left canal, 4 right canal; uint8, of ``shape``.
+    """
+    rng = np.random.default_rng([seed, 2])
+    centre = (np.asarray(shape) - 1) / 2 * spacing
+    half_width, depth = rng.uniform(25, 29), rng.uniform(36, 42)
+    turn, shift = _rotation(rng.normal(0, np.deg2rad(4), 3)), rng.normal(0, 1.2, 3)
+
+    def place(points: np.ndarray) -> np.ndarray:
+        return points @ turn.T + shift + centre
+
+    along = np.linspace(-1, 1, 13)
+    # a parabola, and the branches that rise behind
+    rise = np.clip(np.abs(along) - 0.72, 0, None) * 42
+    bone = np.stack([half_width * along, depth * (0.5 - along**2) - 2, rise - 6], axis=1)
+    body = {_JAW: (place(bone), np.asarray([5.0, 5.0]))}
+    # the body of the jaw is taller than wide: the same arch once more, above
+    upper = {_JAW: (place(bone + np.asarray([0, 0, 5.5])), np.asarray([4.2, 4.2]))}
+    label = np.maximum(_draw(body, tuple(shape), spacing), _draw(upper, tuple(shape), spacing))
+
+    canals = {}
+    for value, side in ((_LEFT_CANAL, -1), (_RIGHT_CANAL, 1)):
+        t = np.linspace(0.97, 0.38, 7)  # from the branch that rises to the mental foramen
+        course = np.stack([side * half_width * t, depth * (0.5 - t**2) - 2, np.clip(t - 0.72, 0, None) * 42 - 6], axis=1)
+        course += rng.normal(0, 0.6, course.shape)
+        course[-1] += np.asarray([side * 2.2, 1.5, 2.0])
+        canals[value] = (place(course), np.asarray([1.3, 1.0]) * rng.uniform(0.9, 1.1))
+    drawn = _draw(canals, tuple(shape), spacing)
+    return np.where(drawn > 0, drawn, label)
+
+
+# --- label map -> image ----------------------------------------------------------------------------------------------
+
+
+def render(
+    label: np.ndarray, seed: int, modality: str = "ct", visible: np.ndarray | None = None, thin_mm: float = 1.1,
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
+) -> np.ndarray:
+    """Make an image in which a label map would be the right answer.
+
+    Args:
+        label: label values, shape (W, H, D), 0 background.
+        seed: of texture, noise, gain, clutter and drops.
+        modality: a key of :py:data:`CONTRASTS`.
+        visible: what is to be seen, where this is more than ``label`` (other arteries, veins); default ``label``.
+        thin_mm: vessels of less than this radius may fade.
+        spacing: edges of a voxel in mm.
+
+    Returns:
+        int16 image of the shape of ``label``.
+
+    Raises:
+        ValueError: when ``label`` is not 3D, ``visible`` has another shape, or the modality is unknown.
+    """
+    if modality not in CONTRASTS:
+        raise ValueError(f"modality must be one of {', '.join(CONTRASTS)}, got {modality!r}.")
+    visible = label if visible is None else visible
+    if label.ndim != 3 or visible.shape != label.shape:
+        raise ValueError(f"label and visible must be 3D and of one shape, got {label.shape} and {visible.shape}.")
+    contrast, rng = CONTRASTS[modality], np.random.default_rng([seed, 3, sorted(CONTRASTS).index(modality)])
+
+    image = contrast.tissue + contrast.texture * _smooth_noise(rng, label.shape, sigma=2.0)
+    if contrast.clutter:
+        _add_clutter(image, rng, contrast, away_from=visible > 0)
+    present = np.unique(visible[visible > 0])
+    for value in present:
+        mean = contrast.values.get(int(value), contrast.labels * rng.uniform(0.85, 1.1))
+        image[visible == value] = mean
+    if _JAW in contrast.values:
+        _texture_bone(image, rng, visible, contrast)
+    drops = _drops(visible, rng, contrast, thin_mm=thin_mm, spacing=spacing)
+    image += drops * (contrast.tissue - image if not contrast.values else contrast.values[_JAW] - image)
+
+    image = ndimage.gaussian_filter(image, contrast.blur)
+    if contrast.bias:
+        image *= 1 + contrast.bias * np.clip(_smooth_noise(rng, label.shape, sigma=min(label.shape) / 4), -1, 1)
+    image += rng.normal(0, contrast.noise, label.shape)
+    return np.clip(np.rint(image), -1024, 3071).astype(np.int16)
+
+
+def _drops(
+    visible: np.ndarray, rng: np.random.Generator, contrast: Contrast, *, thin_mm: float, spacing: Sequence[float]
+) -> np.ndarray:
+    """Share of the signal that is lost, by voxel: short stretches of thin vessels fade into what surrounds them."""
+    lost = np.zeros(visible.shape)
+    tube = visible > 0 if not contrast.values else np.isin(visible, [_LEFT_CANAL, _RIGHT_CANAL])
+    radius = ndimage.distance_transform_edt(tube, sampling=spacing)
+    # a voxel of the middle of a thin vessel: as far inside as its neighbours, and not far inside
+    middle = np.argwhere(tube & (radius >= ndimage.maximum_filter(radius, 3) - 1e-6) & (radius <= thin_mm))
+    if len(middle) == 0:
+        return lost
+    for centre in middle[rng.choice(len(middle), size=min(len(middle), 1 + len(middle) // 40), replace=False)]:
+        window = tuple(slice(max(c - 3, 0), min(c + 4, n)) for c, n in zip(centre, visible.shape))
+        grid = np.stack(np.mgrid[window], axis=-1) - centre
+        lost[window] = np.maximum(lost[window], contrast.drop * np.exp(-((grid**2).sum(-1)) / (2 * 1.2**2)))
+    return lost * tube
+
+
+def _add_clutter(image: np.ndarray, rng: np.random.Generator, contrast: Contrast, *, away_from: np.ndarray) -> None:
+    """Unlabelled bright things: veins that wander through the volume, pieces of bone at the skull base."""
+    shape = np.asarray(image.shape)
+    tubes = {}
+    for number in range(3):
+        start, end = rng.uniform(0, 1, 3) * (shape - 1), rng.uniform(0, 1, 3) * (shape - 1)
+        axis = rng.integers(3)
+        start[axis], end[axis] = 0, shape[axis] - 1
+        bend = (start + end) / 2 + rng.normal(0, 6, 3)
+        tubes[number + 1] = (np.stack([start, bend, end]), np.asarray([1.0, 1.4]))
+    clutter = _draw(tubes, image.shape, 1.0) > 0
+    for _ in range(3):
+        centre = rng.uniform(0, 1, 3) * (shape - 1) * np.asarray([1, 1, 0.3])
+        radii = rng.uniform(2.5, 5.0, 3)
+        window = tuple(slice(max(int(c - r), 0), min(int(c + r) + 2, n)) for c, r, n in zip(centre, radii, image.shape))
+        grid = np.stack(np.mgrid[window], axis=-1)
+        clutter[window] |= (((grid - centre) / radii) ** 2).sum(-1) < 1
+    # what touches a vessel would be part of it: nobody could tell
+    clutter &= ~ndimage.binary_dilation(away_from, iterations=2)
+    image[clutter] = contrast.clutter
+
+
+def _texture_bone(image: np.ndarray, rng: np.random.Generator, visible: np.ndarray, contrast: Contrast) -> None:
+    """Cortical bone outside and around a canal, darker and porous bone inside."""
+    bone, canal = visible == _JAW, np.isin(visible, [_LEFT_CANAL, _RIGHT_CANAL])
+    inside = ndimage.binary_erosion(bone | canal, iterations=2) & bone
+    image[bone] = 1.25 * contrast.values[_JAW]
+    porous = contrast.values[_JAW] * (0.7 + 0.25 * _smooth_noise(rng, image.shape, sigma=1.0))
+    image[inside] = porous[inside]
+    wall = ndimage.binary_dilation(canal) & inside
+    image[wall] = contrast.values[_JAW] * 0.9
+
+
+def _smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], *, sigma: float) -> np.ndarray:
+    """Gaussian noise of mean 0, standard deviation 1 and a correlation length of ``sigma`` voxels."""
+    noise = ndimage.gaussian_filter(rng.normal(size=shape), sigma, mode="wrap")
+    return (noise - noise.mean()) / noise.std()
+
+
+# --- curves -> voxels ------------------------------------------------------------------------------------------------
+
+
+def _draw(
+    tubes: Mapping[int, tuple[np.ndarray, np.ndarray]], shape: tuple[int, ...], spacing: float
+) -> np.ndarray:
+    """Voxels within a radius of smooth curves; where two tubes meet, a voxel belongs to the one it lies deeper in.
+
+    Args:
+        tubes: label value -> control points in mm, shape (n, 3), and radius in mm at the start and at the end.
+        shape: voxels.
+        spacing: mm.
+    """
+    label = np.zeros(shape, dtype=np.uint8)
+    depth = np.full(shape, np.inf)  # distance over radius, of the tube that owns the voxel
+    for value, (points, radii) in tubes.items():
+        curve, radius = _sample(points, radii, step=spacing / 4)
+        low = np.floor((curve.min(0) - radius.max()) / spacing).astype(int).clip(0)
+        high = np.ceil((curve.max(0) + radius.max()) / spacing).astype(int) + 1
+        window = tuple(slice(a, b) for a, b in zip(low, np.minimum(high, shape)))
+        if any(s.start >= s.stop for s in window):
+            continue
+        grid = np.stack(np.mgrid[window], axis=-1).reshape(-1, 3) * spacing
+        distance, nearest = cKDTree(curve).query(grid, distance_upper_bound=radius.max())
+        reached = np.isfinite(distance)
+        relative = np.full(len(grid), np.inf)
+        relative[reached] = distance[reached] / radius[nearest[reached]]
+        relative = relative.reshape(depth[window].shape)
+        # the voxels that the curve passes through: without them a tube thinner than a voxel falls apart
+        passed = np.rint(curve / spacing).astype(int)
+        passed = passed[((passed >= 0) & (passed < shape)).all(1)] - low
+        relative[tuple(passed.T)] = np.minimum(relative[tuple(passed.T)], 0.99)
+        won = (relative < 1) & (relative < depth[window])
+        label[window][won] = value
+        depth[window][won] = relative[won]
+    return label
+
+
+def _sample(points: np.ndarray, radii: np.ndarray, *, step: float) -> tuple[np.ndarray, np.ndarray]:
+    """Points along a smooth curve through ``points``, closer than ``step``, and the radius at each."""
+    at = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
+    spline = make_interp_spline(at, points, k=min(3, len(points) - 1))
+    fine = np.linspace(0, at[-1], int(2 * at[-1] / step) + 2)
+    return spline(fine), np.interp(fine, [0, at[-1]], radii)
+
+
+def _rotation(angles: np.ndarray) -> np.ndarray:
+    """Rotation about x, then y, then z; radians."""
+    (a, b, c), (x, y, z) = np.cos(angles), np.sin(angles)
+    about_x = np.asarray([[1, 0, 0], [0, a, -x], [0, x, a]])
+    about_y = np.asarray([[b, 0, y], [0, 1, 0], [-y, 0, b]])
+    about_z = np.asarray([[c, -z, 0], [z, c, 0], [0, 0, 1]])
+    return about_z @ about_y @ about_x
+
+
+# --- data sets on disk -----------------------------------------------------------------------------------------------
+
+
+def write_phantoms(
+    output_dir: str, anatomy: str = "circle_of_willis", training: int = 12, test: int = 4, seed: int = 0
+) -> None:
+    """Write ``output_dir/train`` and ``output_dir/test``, each a data set in the layout of the real one.
+
+    ``"circle_of_willis"`` is written as TopCoW (every person in CTA and in MRA), ``"jaw"`` as ToothFairy 2.
+    What is there already is written anew: the same arguments give the same voxels.
+
+    Args:
+        output_dir: folder, made when it is not there.
+        anatomy: ``"circle_of_willis"`` or ``"jaw"``.
+        training: number of people in ``train``.
+        test: number of people in ``test``; none of them is in ``train``.
+        seed: of the first person; every person has a seed of their own.
+
+    Raises:
+        ValueError: when the anatomy is unknown or a number of people is below 1.
+    """
+    if anatomy not in ("circle_of_willis", "jaw"):
+        raise ValueError(f"anatomy must be 'circle_of_willis' or 'jaw', got {anatomy!r}.")
+    if training < 1 or test < 1:
+        raise ValueError(f"training and test must be at least 1, got {training} and {test}.")
+    folders = ["train"] * training + ["test"] * test
+    for number, folder in enumerate(tqdm(folders, desc=f"{anatomy} phantoms", unit="person"), start=1):
+        root = Path(output_dir) / folder
+        person = 1000 * seed + number
+        if anatomy == "circle_of_willis":
+            label = circle_of_willis(person)
+            for modality in ("ct", "mr"):
+                image = render(label, person, modality, spacing=(0.8,) * 3)
+                _write_nifti(root / "imagesTr" / f"topcow_{modality}_{number:03d}_0000.nii.gz", image, 0.8)
+                _write_nifti(root / "cow_seg_labelsTr" / f"topcow_{modality}_{number:03d}.nii.gz", label, 0.8)
+        else:
+            label = jaw(person)
+            image = render(label, person, "cbct")
+            _write_mha(root / "imagesTr" / f"ToothFairy2F_{number:03d}_0000.mha", image, 1.0)
+            _write_mha(root / "labelsTr" / f"ToothFairy2F_{number:03d}.mha", label, 1.0)
+
+
+def _write_nifti(path: Path, array: np.ndarray, spacing: float) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(array, np.diag([spacing, spacing, spacing, 1])), path)
+
+
+def _write_mha(path: Path, array: np.ndarray, spacing: float) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # ITK holds arrays as z, y, x and counts x and y towards left and posterior
+    picture = itk.image_from_array(np.ascontiguousarray(array[::-1, ::-1].T))
+    picture.SetSpacing([spacing] * 3)
+    itk.imwrite(picture, str(path), compression=True)

@@ -1,0 +1,425 @@
+"""What a run of the bundle needs and MONAI lacks.
+
+Misspelt names are refused, what was run is written beside what came out, a run that stopped goes on where it was, and
+the last line of a failure is its cause.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import os
+import random
+import re
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import monai.bundle
+import numpy as np
+import torch
+import yaml
+from ignite.engine import Engine, Events
+from ignite.handlers import ProgressBar
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.data.utils import set_rnd
+from monai.handlers import from_engine
+from monai.utils import CommonKeys
+
+__all__ = [
+    "FACTS",
+    "LossBar",
+    "Reseed",
+    "RunCheckpoints",
+    "check_checkpoint",
+    "check_plan",
+    "open_run",
+    "refuse_unknown_names",
+    "resume_run",
+    "root_cause",
+    "show_root_cause",
+]
+
+# what a task file may say, and what a run hands on to evaluation and inference in its task.yaml
+FACTS = (
+    "task",
+    "class_names",
+    "label_values",
+    "other_values",
+    "spatial_dims",
+    "in_channels",
+    "voxel_size",
+    "spacing",
+    "intensity",
+    "patch_size",
+    "strides",
+    "kernel_size",
+    "filters",
+    "mirror_axes",
+    "skeleton_groups",
+    "layout",
+    "scans",
+    "reader",
+    "label_reader",
+    "output_ext",
+    "checkpoint",
+)
+# which cases a run held out: evaluation of the run must hold out the same
+_SPLIT = ("modality", "fold", "folds", "split_seed", "group_table")
+
+_CONFIG, _TASK, _WEIGHTS, _LAST = "config.yaml", "task.yaml", "model.pt", "last.pt"
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def refuse_unknown_names(argv: Sequence[str] | None = None) -> None:
+    """Stop when the command line, or its args file, sets a name that no config defines, or a value of another kind.
+
+    MONAI takes ``--max_epoch 5`` without a word and trains for the default number of epochs.
+
+    Args:
+        argv: arguments of ``python -m monai.bundle``; default: those of this process. A process that was started
+            in another way (a notebook, a service) gave nothing on a command line, and nothing is checked.
+
+    Raises:
+        ValueError: naming what is unknown and what comes near it, or the value that has another kind.
+    """
+    if argv is None:
+        argv = sys.argv[1:] if Path(sys.argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py") else []
+    if not argv or not argv[0].startswith("run"):
+        return
+    given = _given(argv[1:])
+    if "args_file" in given:
+        given = {**ConfigParser.load_config_files(given["args_file"]), **given}
+    if "config_file" not in given:
+        return
+    defined = ConfigParser.load_config_files(given["config_file"])
+    tracking = ("experiment_name", "tracking_uri", "run_name", "save_execute_config") if "tracking" in given else ()
+    own = set(inspect.signature(monai.bundle.run).parameters) | set(tracking)
+    own |= set(inspect.signature(ConfigWorkflow.__init__).parameters) | {"workflow_name"}
+    for name, value in given.items():
+        top = re.split("::|#", name)[0]
+        if top not in defined and top not in own:
+            near = difflib.get_close_matches(top, [key for key in defined if not key.startswith("_")])
+            hint = f"; did you mean {' or '.join('--' + key for key in near)}?" if near else ""
+            raise ValueError(f"--{name} is no name of this bundle{hint}" + ("" if near else "; see the knobs in README.md."))
+        default = defined.get(name)
+        plain = not (isinstance(value, str) and value[:1] in "$@%")
+        if plain and isinstance(value, str) and isinstance(default, (bool, int, float, list)):
+            wanted = "True or False" if isinstance(default, bool) else f"like {default!r}"
+            raise ValueError(f"--{name} must be {wanted}, got {value!r}.")
+
+
+def _given(tokens: Sequence[str]) -> dict[str, Any]:
+    """Names and values of a command line, as Fire reads them: ``--name value``, ``--name=value``, ``--flag``."""
+    given: dict[str, Any] = {}
+    for token, following in zip(tokens, [*tokens[1:], "--"]):
+        if not re.match(r"--?[A-Za-z_]", token):
+            continue
+        name, equals, value = token.lstrip("-").partition("=")
+        if not equals:
+            is_flag = re.match(r"--?[A-Za-z_]|--$", following) is not None
+            value = "True" if is_flag else following
+        try:
+            given[name.replace("-", "_")] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            given[name.replace("-", "_")] = value
+    return given
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+def show_root_cause() -> None:
+    """From now on, the last line of an uncaught error is its cause, not MONAI's "Failed to instantiate ..."."""
+    sys.excepthook = _print_root_cause_last
+
+
+def _print_root_cause_last(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    traceback.print_exception(kind, error, trace)
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.stderr.write(f"\nError: {root_cause(error)}\n")
+
+
+def root_cause(error: BaseException) -> str:
+    """What went wrong, in the words of the first exception of a chain, also across a data loader's process."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error) or type(error).__name__
+    # a worker hands over its whole traceback as text; the first exception in it is the cause
+    if "Original Traceback" in text:
+        raised = re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception): (.*(?:\n(?![ \n]).+)*)", text, flags=re.MULTILINE)
+        text = raised[0] if raised else text
+    return text.strip()
+
+
+# --- checks before the first minute is spent ------------------------------------------------------------------------
+
+
+def check_plan(
+    patch_size: Sequence[int],
+    strides: Sequence[Sequence[int] | int],
+    kernel_size: Sequence[Sequence[int] | int],
+    filters: Sequence[int],
+    spatial_dims: int,
+    class_names: Sequence[str],
+    label_values: Sequence[int],
+) -> None:
+    """Refuse facts of a task that contradict each other.
+
+    Args:
+        patch_size: voxels.
+        strides: one for each level of the network, the first 1.
+        kernel_size: one for each level.
+        filters: one for each level.
+        spatial_dims: 2 or 3.
+        class_names: background first.
+        label_values: on disk, one for each class name, background first.
+
+    Raises:
+        ValueError: naming the facts that do not fit.
+    """
+    if not len(strides) == len(kernel_size) == len(filters):
+        raise ValueError(
+            f"strides, kernel_size and filters need one entry for each level of the network, got {len(strides)}, "
+            f"{len(kernel_size)} and {len(filters)}."
+        )
+    if len(patch_size) != spatial_dims:
+        raise ValueError(f"patch_size must have {spatial_dims} entries (spatial_dims), got {list(patch_size)}.")
+    total = np.prod([np.broadcast_to(stride, spatial_dims) for stride in strides], axis=0)
+    if any(size % step for size, step in zip(patch_size, total)):
+        raise ValueError(f"patch_size {list(patch_size)} must be a multiple of the strides' product {total.tolist()}.")
+    if len(class_names) != len(label_values) or len(set(label_values)) != len(label_values):
+        raise ValueError(
+            f"label_values needs one value for each of the {len(class_names)} class names, each once, "
+            f"got {list(label_values)}."
+        )
+
+
+def check_checkpoint(path: str, network: torch.nn.Module) -> None:
+    """Refuse weights that are not there or belong to another network, before a scan is read.
+
+    Args:
+        path: state dictionary written by ``torch.save``.
+        network: what it shall be loaded into.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when layers are missing, additional or of other sizes; the first of each is named.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"checkpoint {path!r} is not there; train first, or name one with --checkpoint (or the run's task.yaml)."
+        )
+    weights, own = torch.load(path, map_location="cpu", weights_only=True), network.state_dict()
+    other = [name for name in own if name in weights and weights[name].shape != own[name].shape]
+    differences = [
+        f"{what} {names[0]}" + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
+        for what, names in (
+            ("it lacks", [name for name in own if name not in weights]),
+            ("it has besides", [name for name in weights if name not in own]),
+            ("it has another size of", other),
+        )
+        if names
+    ]
+    if differences:
+        raise ValueError(
+            f"checkpoint {path!r} belongs to another network (other classes, filters or strides?): "
+            f"{'; '.join(differences)}."
+        )
+
+
+# --- the folder of a run ---------------------------------------------------------------------------------------------
+
+
+def open_run(output_dir: str, resume: bool = False) -> None:
+    """Make the folder of a training run and write down what is run.
+
+    ``config.yaml`` is the merged configuration with what the command line changed; training with it again gives the
+    same model. ``task.yaml`` holds the task's facts, the split and the absolute path of the weights, so
+    ``--config_file "['configs/inference.json', '<output_dir>/task.yaml']"`` needs no other knob.
+
+    Args:
+        output_dir: the folder.
+        resume: whether it may hold a run already, which then goes on.
+
+    Raises:
+        FileExistsError: when the folder holds a run and ``resume`` is false.
+        FileNotFoundError: when ``resume`` is true and there is nothing to go on from.
+        RuntimeError: when it is not called from a bundle workflow.
+    """
+    folder = Path(output_dir)
+    if not resume and any((folder / name).exists() for name in (_CONFIG, _WEIGHTS, _LAST)):
+        raise FileExistsError(f"{output_dir!r} holds a run already; take another --output_dir, or --resume True.")
+    if resume and not (folder / _LAST).is_file():
+        raise FileNotFoundError(f"{output_dir!r} holds no {_LAST} to resume from; start without --resume.")
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {key: value for key, value in _running_config().items() if key != ConfigParser.meta_key}
+    facts = {key: config[key] for key in (*FACTS, *_SPLIT, "network_def") if key in config}
+    facts["checkpoint"] = str((folder / _WEIGHTS).resolve())
+    _write_yaml(folder / _CONFIG, config, "# The configuration of this run, merged and as run.")
+    _write_yaml(folder / _TASK, facts, "# Facts of the task and of this run: lay it over evaluate.yaml or inference.json.")
+
+
+def _running_config() -> dict[str, Any]:
+    """The merged configuration of the workflow that is running; MONAI hands an expression no other way to it."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        workflow = frame.f_locals.get("self")
+        if isinstance(workflow, ConfigWorkflow):
+            return dict(workflow.parser.config)
+        frame = frame.f_back
+    raise RuntimeError("open_run must be called by an expression of a bundle's config.")
+
+
+def _write_yaml(path: Path, content: Mapping[str, Any], heading: str) -> None:
+    text = yaml.safe_dump(_plain(content), sort_keys=False, allow_unicode=True, width=120)
+    _replace(path, lambda beside: beside.write_text(f"{heading}\n{text}", encoding="utf-8"))
+
+
+def _plain(value: Any) -> Any:
+    """Values that YAML knows; objects that a Python caller put into the configuration become their text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write beside a file and rename: whoever reads, or whatever kills us, meets the old file or the new one."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    write(beside)
+    os.replace(beside, path)
+
+
+# --- handlers of the trainer -----------------------------------------------------------------------------------------
+
+
+class RunCheckpoints:
+    """Write ``model.pt``, the weights with the best validation score, and ``last.pt``, all that resuming needs.
+
+    Stands after the ValidationHandler in the trainer's list, so that an epoch is scored before it is written.
+
+    Args:
+        output_dir: folder of the run.
+        network: whose weights are written.
+        optimizer: goes into ``last.pt``.
+        lr_scheduler: goes into ``last.pt``.
+        validator: evaluator whose ``state.best_metric`` decides.
+        interval: epochs between two ``last.pt``; the last epoch is always written.
+    """
+
+    def __init__(
+        self,
+        output_dir: str,
+        network: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: Any,
+        validator: Engine,
+        interval: int = 1,
+    ) -> None:
+        self.folder = Path(output_dir)
+        self.network = network
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.validator = validator
+        self.interval = interval
+
+    def attach(self, engine: Engine) -> None:
+        """
+        Args:
+            engine: the trainer.
+        """
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        state = self.validator.state
+        if state.best_metric_epoch == engine.state.epoch:
+            _replace(self.folder / _WEIGHTS, lambda beside: torch.save(self.network.state_dict(), beside))
+        if engine.state.epoch % self.interval == 0 or engine.state.epoch == engine.state.max_epochs:
+            scaler = getattr(engine, "scaler", None)
+            content = {
+                "network": self.network.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "lr_scheduler": self.lr_scheduler.state_dict(),
+                "scaler": scaler.state_dict() if scaler is not None else None,
+                "epoch": engine.state.epoch,
+                "best_metric": float(state.best_metric),
+                "best_metric_epoch": state.best_metric_epoch,
+            }
+            _replace(self.folder / _LAST, lambda beside: torch.save(content, beside))
+
+
+def resume_run(checkpoints: RunCheckpoints, trainer: Engine) -> None:
+    """Put a trainer, and the best score of its validator, where ``last.pt`` left them.
+
+    Args:
+        checkpoints: the handler that wrote the file.
+        trainer: about to run.
+
+    Raises:
+        ValueError: when the run had reached its last epoch already.
+    """
+    path = checkpoints.folder / _LAST
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if content["epoch"] >= trainer.state.max_epochs:
+        raise ValueError(f"{str(path)!r} has all {content['epoch']} epochs already; raise --epochs to train on.")
+    checkpoints.network.load_state_dict(content["network"])
+    checkpoints.optimizer.load_state_dict(content["optimizer"])
+    # the length of the schedule is that of this run, which may be longer than the one that stopped
+    content["lr_scheduler"].pop("total_iters", None)
+    checkpoints.lr_scheduler.load_state_dict(content["lr_scheduler"])
+    trainer.state.epoch = content["epoch"]
+    trainer.state.iteration = content["epoch"] * trainer.state.epoch_length
+    checkpoints.validator.state.best_metric = content["best_metric"]
+    checkpoints.validator.state.best_metric_epoch = content["best_metric_epoch"]
+
+    @trainer.on(Events.STARTED)
+    def restore_scaler(engine: Engine) -> None:
+        # MONAI makes the scaler when the run begins
+        if content["scaler"] and getattr(engine, "scaler", None) is not None:
+            engine.scaler.load_state_dict(content["scaler"])
+
+
+class Reseed:
+    """Seed every epoch by its number, so that a resumed run draws what an uninterrupted one would have drawn.
+
+    Args:
+        seed: of the run.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def attach(self, engine: Engine) -> None:
+        """
+        Args:
+            engine: the trainer.
+        """
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        seed = (self.seed + engine.state.epoch) % 2**32
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        # without workers the transforms hold random states of their own
+        set_rnd(engine.data_loader.dataset, seed)
+
+
+class LossBar:
+    """A progress bar over the iterations of an epoch that shows the loss."""
+
+    def attach(self, engine: Engine) -> None:
+        """
+        Args:
+            engine: the trainer.
+        """
+        bar = ProgressBar(desc="epoch", bar_format="{desc}[{n_fmt}/{total_fmt}] {percentage:3.0f}%|{bar}{postfix} {elapsed}<{remaining}")
+        bar.attach(engine, output_transform=lambda output: {"loss": from_engine(CommonKeys.LOSS, first=True)(output)})
