@@ -16,7 +16,14 @@ from scipy import ndimage
 
 from .skeletons import skeleton
 
-__all__ = ["bounding_box", "compute_betti_numbers", "mask_betti_errors", "mask_centerline_dice", "score_classes"]
+__all__ = [
+    "bounding_box",
+    "compute_betti_numbers",
+    "mask_betti_errors",
+    "mask_centerline_dice",
+    "mask_dice",
+    "score_classes",
+]
 
 Box = tuple[slice, ...]
 Score = TypeVar("Score")
@@ -73,6 +80,16 @@ def mask_betti_errors(pred: np.ndarray, reference: np.ndarray) -> tuple[float, .
         return (float("nan"),) * reference.ndim
     pairs = zip(compute_betti_numbers(pred), compute_betti_numbers(reference), strict=True)
     return tuple(float(abs(a - b)) for a, b in pairs)
+
+
+def mask_dice(pred: np.ndarray, reference: np.ndarray) -> float:
+    """Dice of two boolean masks, shape HW[D]: twice the overlap by the sum of sizes.
+
+    Returns:
+        Score in [0, 1], higher is better; NaN where both masks are empty, 0 where one is.
+    """
+    total = np.count_nonzero(pred) + np.count_nonzero(reference)
+    return float(2 * np.count_nonzero(pred & reference) / total) if total else float("nan")
 
 
 def mask_centerline_dice(pred: np.ndarray, reference: np.ndarray) -> float:

@@ -1,0 +1,130 @@
+"""Step "file on disk -> label map": reads a label map as it is stored, and turns its values into class indices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from monai.utils import optional_import
+
+from .mask_scores import bounding_box
+
+__all__ = ["read_array", "read_label_map", "to_class_indices"]
+
+itk, _ = optional_import("itk")
+pil_image, _ = optional_import("PIL.Image")
+
+_NIFTI = (".nii", ".nii.gz")
+_ITK = (".mha", ".mhd", ".nrrd", ".nhdr")
+_PICTURES = (".png", ".tif", ".tiff", ".gif", ".jpg", ".jpeg", ".bmp")
+
+Spacing = tuple[float, ...]
+
+
+def read_label_map(path: str | Path) -> tuple[np.ndarray, Spacing | None]:
+    """Read a label map in its stored axis order: no reorientation, no resampling.
+
+    Volumes come as (x, y, z) from every format, so a NIfTI prediction and an MHA reference of one scan agree. Pictures
+    come as (row, column), in grey.
+
+    Args:
+        path: NIfTI, MHA, MHD, NRRD, NumPy (``.npy``), or a picture (PNG, TIFF, GIF, JPEG, BMP).
+
+    Returns:
+        Integers, shape (H, W) or (H, W, D), and the voxel size in the file's unit (mm), None where the format has none.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when it cannot be read, is not 2D or 3D, or holds fractions.
+    """
+    array, spacing = read_array(path)
+    if array.dtype == bool:
+        return array.astype(np.uint8), spacing
+    if np.issubdtype(array.dtype, np.integer):
+        return array, spacing
+    if np.issubdtype(array.dtype, np.floating) and np.isfinite(array).all() and (array == np.round(array)).all():
+        return array.astype(np.int64), spacing
+    raise ValueError(f"{path} must hold whole numbers to be a label map, got {array.dtype} with fractions or NaN.")
+
+
+def read_array(path: str | Path) -> tuple[np.ndarray, Spacing | None]:
+    """Read an image or label map of any dtype; otherwise as :py:func:`read_label_map`.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when it cannot be read, or is not 2D or 3D.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist.")
+    name = path.name.lower()
+    spacing: Spacing | None = None
+    try:
+        if name.endswith(_NIFTI):
+            nifti: Any = nibabel.load(path)
+            array, spacing = np.asanyarray(nifti.dataobj), tuple(map(float, nifti.header.get_zooms()))
+        elif name.endswith(_ITK):
+            image = itk.imread(str(path))
+            # ITK hands out (z, y, x)
+            array, spacing = itk.array_from_image(image).T, tuple(map(float, image.GetSpacing()))
+        elif name.endswith(".npy"):
+            array = np.load(path)
+        elif name.endswith(_PICTURES):
+            with pil_image.open(path) as picture:
+                # palette and 1-bit pictures hold no grey values before conversion; 16-bit ones would lose theirs in it
+                array = np.asarray(picture if picture.mode.startswith("I") else picture.convert("L"))
+        else:
+            raise ValueError(f"expected one of {', '.join((*_NIFTI, *_ITK, '.npy', *_PICTURES))}")
+    # each library has its own exceptions for a damaged file; all of them mean the same to the user
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].rstrip(".")
+        raise ValueError(f"{path} cannot be read: {reason}.") from error
+    # NIfTI and MHA often store a volume with further axes of length 1
+    while array.ndim > 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3):
+        raise ValueError(f"{path} must be 2D or 3D, got shape {array.shape}.")
+    return array, spacing and spacing[: array.ndim]
+
+
+def to_class_indices(array: np.ndarray, label_values: Sequence[int], other_values: str = "error") -> np.ndarray:
+    """Turn the values of a label map on disk into class indices.
+
+    Args:
+        array: label map, integers of any shape.
+        label_values: value on disk of each class, background first; position is the class index.
+        other_values: what a value not listed means: ``"error"`` or ``"background"``.
+
+    Returns:
+        Array of the same shape, uint8 (uint16 for more than 256 classes).
+
+    Raises:
+        ValueError: when ``other_values`` is neither, or is ``"error"`` and a value is not listed.
+
+    Example:
+        >>> to_class_indices(np.array([0, 3, 4, 9]), [0, 3, 4], other_values="background")
+        array([0, 1, 2, 0], dtype=uint8)
+    """
+    if other_values not in ("error", "background"):
+        raise ValueError(f"other_values must be 'error' or 'background', got {other_values!r}.")
+    indices = np.zeros(array.shape, dtype=np.uint8 if len(label_values) <= 256 else np.uint16)
+    # outside this box there is nothing to look up, and inside it memory order is no trap (NIfTI comes in Fortran's)
+    box = bounding_box(array != label_values[0])
+    values = np.ascontiguousarray(array[box])
+    inside = np.zeros(values.shape, dtype=indices.dtype)
+    listed = values == label_values[0]
+    for index, value in enumerate(label_values[1:], start=1):
+        here = values == value
+        inside[here] = index
+        listed |= here
+    indices[box] = inside
+    if other_values == "error" and not listed.all():
+        unknown = np.unique(values[~listed]).tolist()
+        raise ValueError(
+            f"the label map holds values that are not in label_values: {', '.join(map(str, unknown[:10]))}"
+            f"{' ...' if len(unknown) > 10 else ''}; list them, or set other_values to 'background'."
+        )
+    return indices
