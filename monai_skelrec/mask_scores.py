@@ -160,7 +160,7 @@ def _boxes(case: np.ndarray, classes: Sequence[int]) -> list[Box]:
     if len(case) > 1:
         return [bounding_box(case[index]) for index in classes]
     nowhere = (slice(0, 0),) * (case.ndim - 1)
-    found = ndimage.find_objects(case[0], max_label=max(classes))
+    found = ndimage.find_objects(case[0], max_label=max(classes, default=1))
     return [(found[index - 1] or nowhere) if index else bounding_box(case[0] == 0) for index in classes]
 
 
