@@ -41,7 +41,7 @@ class Contrast:
 
 
 CONTRASTS: dict[str, Contrast] = {
-    "ct": Contrast(tissue=40, texture=12, labels=320, noise=22, bias=0.0, drop=0.6, clutter=260),
+    "ct": Contrast(tissue=40, texture=25, labels=290, noise=35, bias=0.0, drop=0.75, blur=0.75, clutter=260),
     "mr": Contrast(tissue=120, texture=35, labels=420, noise=40, bias=0.25, drop=0.75, clutter=300),
     "cbct": Contrast(
         tissue=60, texture=60, labels=800, noise=90, bias=0.1, drop=0.7, values={1: 850, 3: 350, 4: 350}
@@ -58,7 +58,7 @@ _MCA = [(8.5, 3, 1.5), (14, 5, 0.8), (19, 3.5, 2.5), (25, 1, 6)]
 _ACA = [(8.5, 3, 1.5), (5.5, 8, 2.5), (2.9, 10.5, 3.5), (2.4, 13.5, 8), (1.9, 11, 16)]
 _PCOM = [(7.7, 1.7, -2.3), (7.6, -3, -0.6), (7, -8.5, 1.2)]
 _ACOM = [(2.9, 10.5, 3.5), (0, 11, 3.7), (-2.9, 10.5, 3.5)]
-_THIRD_A2 = [(0, 11, 3.7), (0.2, 15, 7), (0.3, 15.5, 15)]
+_THIRD_A2 = [(0, 12.2, 4.4), (0.2, 15, 8), (0.3, 15, 15)]  # beside the Acom: in its middle it would cut it in two
 
 
 def _left(points: Sequence[tuple[float, float, float]]) -> list[tuple[float, float, float]]:
@@ -86,7 +86,7 @@ _ARTERIES: dict[int, tuple[Sequence[tuple[float, float, float]], float, float]] 
 _ABSENT = {8: 0.25, 9: 0.25, 10: 0.15, 15: 0.5}
 
 
-def circle_of_willis(seed: int, shape: Sequence[int] = (72, 72, 48), spacing: float = 0.8) -> np.ndarray:
+def circle_of_willis(seed: int, shape: Sequence[int] = (60, 60, 40), spacing: float = 1.0) -> np.ndarray:
     """Draw the arteries of one person.
 
     Args:
@@ -117,7 +117,7 @@ def circle_of_willis(seed: int, shape: Sequence[int] = (72, 72, 48), spacing: fl
                 np.asarray(moved) @ turn.T * scale + shift + centre,
                 np.asarray([start, end]) * radius_scale,
             )
-    return _draw(tubes, tuple(shape), spacing)
+    return _one_piece_each(_draw(tubes, tuple(shape), spacing))
 
 
 # --- jaw -------------------------------------------------------------------------------------------------------------
@@ -307,6 +307,18 @@ def _draw(
     return label
 
 
+def _one_piece_each(label: np.ndarray) -> np.ndarray:
+    """Where a tube cuts a piece off another one, the piece goes to the tube that it touches most."""
+    touching = np.ones((3, 3, 3))
+    for value in np.unique(label[label > 0]):
+        pieces, count = ndimage.label(label == value, touching)
+        sizes = np.bincount(pieces.ravel())[1:]
+        for piece in set(range(1, count + 1)) - {int(sizes.argmax()) + 1}:
+            around = label[ndimage.binary_dilation(pieces == piece, touching) & (pieces != piece)]
+            label[pieces == piece] = np.bincount(around[around > 0], minlength=1).argmax()
+    return label
+
+
 def _sample(points: np.ndarray, radii: np.ndarray, *, step: float) -> tuple[np.ndarray, np.ndarray]:
     """Points along a smooth curve through ``points``, closer than ``step``, and the radius at each."""
     at = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
@@ -356,24 +368,23 @@ def write_phantoms(
         if anatomy == "circle_of_willis":
             label = circle_of_willis(person)
             for modality in ("ct", "mr"):
-                image = render(label, person, modality, spacing=(0.8,) * 3)
-                _write_nifti(root / "imagesTr" / f"topcow_{modality}_{number:03d}_0000.nii.gz", image, 0.8)
-                _write_nifti(root / "cow_seg_labelsTr" / f"topcow_{modality}_{number:03d}.nii.gz", label, 0.8)
+                image = render(label, person, modality)
+                _write_nifti(root / "imagesTr" / f"topcow_{modality}_{number:03d}_0000.nii.gz", image)
+                _write_nifti(root / "cow_seg_labelsTr" / f"topcow_{modality}_{number:03d}.nii.gz", label)
         else:
             label = jaw(person)
             image = render(label, person, "cbct")
-            _write_mha(root / "imagesTr" / f"ToothFairy2F_{number:03d}_0000.mha", image, 1.0)
-            _write_mha(root / "labelsTr" / f"ToothFairy2F_{number:03d}.mha", label, 1.0)
+            _write_mha(root / "imagesTr" / f"ToothFairy2F_{number:03d}_0000.mha", image)
+            _write_mha(root / "labelsTr" / f"ToothFairy2F_{number:03d}.mha", label)
 
 
-def _write_nifti(path: Path, array: np.ndarray, spacing: float) -> None:
+def _write_nifti(path: Path, array: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    nibabel.save(nibabel.Nifti1Image(array, np.diag([spacing, spacing, spacing, 1])), path)
+    nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), path)
 
 
-def _write_mha(path: Path, array: np.ndarray, spacing: float) -> None:
+def _write_mha(path: Path, array: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # ITK holds arrays as z, y, x and counts x and y towards left and posterior
     picture = itk.image_from_array(np.ascontiguousarray(array[::-1, ::-1].T))
-    picture.SetSpacing([spacing] * 3)
     itk.imwrite(picture, str(path), compression=True)

@@ -32,7 +32,7 @@ from monai.utils import CommonKeys
 
 __all__ = [
     "FACTS",
-    "LossBar",
+    "Progress",
     "Reseed",
     "RunCheckpoints",
     "check_checkpoint",
@@ -413,13 +413,29 @@ class Reseed:
         set_rnd(engine.data_loader.dataset, seed)
 
 
-class LossBar:
-    """A progress bar over the iterations of an epoch that shows the loss."""
+class Progress:
+    """A progress bar over the iterations of an engine.
+
+    Args:
+        description: what an iteration belongs to.
+        loss: whether the loss is shown beside it (trainers).
+    """
+
+    def __init__(self, description: str, loss: bool = False) -> None:
+        self.description = description
+        self.loss = loss
 
     def attach(self, engine: Engine) -> None:
         """
         Args:
-            engine: the trainer.
+            engine: a trainer or an evaluator.
         """
-        bar = ProgressBar(desc="epoch", bar_format="{desc}[{n_fmt}/{total_fmt}] {percentage:3.0f}%|{bar}{postfix} {elapsed}<{remaining}")
-        bar.attach(engine, output_transform=lambda output: {"loss": from_engine(CommonKeys.LOSS, first=True)(output)})
+        bar = ProgressBar(desc=self.description, persist=True, bar_format=_BAR)
+        bar.attach(engine, output_transform=_loss_of if self.loss else None)
+
+
+_BAR = "{desc}[{n_fmt}/{total_fmt}] {percentage:3.0f}%|{bar}|{postfix} {elapsed}<{remaining}"
+
+
+def _loss_of(output: Any) -> dict[str, float]:
+    return {"loss": float(from_engine(CommonKeys.LOSS, first=True)(output))}

@@ -1,0 +1,318 @@
+"""How a run behaves: names, folders, causes of failure, and going on after a stop."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from ignite.engine import Engine, Events
+
+from monai_skelrec import workflows
+
+CONFIG = "epochs: 10\nresume: false\nlearning_rate: 0.01\npatch_size: [8, 8]\ntask: vessels\ntrain: {crop: 1}\nnothing: null\n"
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG)
+    return str(path)
+
+
+# --- names on the command line ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--epochs", "5"],
+        ["--epochs=5", "--task", "roads", "--resume", "True"],
+        ["--resume"],
+        ["--train::crop", "2", "--train#crop=3"],
+        ["--patch_size", "[4, 4]", "--learning-rate", "0.1"],
+        ["--nothing", "anything"],
+        ["--epochs", "$2 * 3"],
+        ["--meta_file", "m.json", "--tracking", "mlflow", "--experiment_name", "e"],
+    ],
+)
+def test_known_names_pass(config, given):
+    workflows.refuse_unknown_names(["run", "training", "--config_file", config, *given])
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (["--epoch", "5"], "--epoch is no name of this bundle; did you mean --epochs?"),
+        (["--epoch=5"], "--epoch is no name of this bundle; did you mean --epochs?"),
+        (["--trian::crop", "2"], "--trian::crop is no name of this bundle; did you mean --train?"),
+        (["--zzz"], "--zzz is no name of this bundle; see the knobs in README.md."),
+        (["--experiment_name", "e"], "--experiment_name is no name of this bundle"),
+    ],
+)
+def test_unknown_name_is_refused_with_near_misses(config, given, message):
+    with pytest.raises(ValueError) as error:
+        workflows.refuse_unknown_names(["run", "training", "--config_file", config, *given])
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (["--resume", "true"], "--resume must be True or False, got 'true'."),
+        (["--epochs", "ten"], "--epochs must be like 10, got 'ten'."),
+        (["--patch_size", "large"], r"--patch_size must be like \[8, 8\], got 'large'."),
+    ],
+)
+def test_value_of_another_kind_is_refused(config, given, message):
+    with pytest.raises(ValueError, match=message):
+        workflows.refuse_unknown_names(["run", "--config_file", config, *given])
+
+
+def test_names_of_an_args_file_are_checked_too(config, tmp_path):
+    arguments = tmp_path / "args.yaml"
+    arguments.write_text(f"config_file: {config}\nepoch: 3\n")
+    with pytest.raises(ValueError, match="--epoch is no name"):
+        workflows.refuse_unknown_names(["run", "--args_file", str(arguments)])
+
+
+def test_names_of_every_laid_over_file_are_known(config, tmp_path):
+    second = tmp_path / "second.yaml"
+    second.write_text("extra: 1\n")
+    files = str([config, str(second)])
+    workflows.refuse_unknown_names(["run", "training", "--config_file", files, "--extra", "2"])
+
+
+def test_a_process_that_is_no_bundle_run_is_left_alone():
+    workflows.refuse_unknown_names()  # pytest's own arguments
+    workflows.refuse_unknown_names(["download", "--nonsense"])
+    workflows.refuse_unknown_names(["run", "--nonsense"])  # MONAI itself asks for the config file
+
+
+# --- causes ----------------------------------------------------------------------------------------------------------
+
+
+def test_root_cause_is_that_of_the_chain():
+    try:
+        try:
+            raise ValueError("the scan is empty")
+        except ValueError as inner:
+            raise RuntimeError("Failed to instantiate component") from inner
+    except RuntimeError as error:
+        assert workflows.root_cause(error) == "the scan is empty"
+
+
+def test_root_cause_is_found_in_a_loader_process():
+    class Broken(torch.utils.data.Dataset):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            try:
+                raise ValueError("a.nii.gz holds 3 NaN\nand more")
+            except ValueError as inner:
+                raise RuntimeError("applying transform") from inner
+
+    with pytest.raises(RuntimeError) as error:
+        list(torch.utils.data.DataLoader(Broken(), num_workers=1))
+    assert workflows.root_cause(error.value) == "a.nii.gz holds 3 NaN\nand more"
+
+
+def test_error_without_words_is_named_by_its_kind():
+    assert workflows.root_cause(MemoryError()) == "MemoryError"
+
+
+def test_last_line_printed_is_the_cause(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    workflows.show_root_cause()
+    error = RuntimeError("outer")
+    error.__cause__ = ValueError("inner")
+    sys.excepthook(RuntimeError, error, None)
+    printed = capsys.readouterr().err.strip().splitlines()
+    assert printed[-1] == "Error: inner"
+    assert "RuntimeError: outer" in printed
+    sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert "Error:" not in capsys.readouterr().err
+
+
+# --- facts and weights that do not fit -------------------------------------------------------------------------------
+
+PLAN = {
+    "patch_size": [16, 16],
+    "strides": [1, 2, [2, 2]],
+    "kernel_size": [3, 3, 3],
+    "filters": [4, 8, 16],
+    "spatial_dims": 2,
+    "class_names": ["background", "road"],
+    "label_values": [0, 255],
+}
+
+
+def test_plan_that_fits_passes():
+    workflows.check_plan(**PLAN)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"filters": [4, 8]}, "need one entry for each level of the network, got 3, 3 and 2"),
+        ({"patch_size": [16, 16, 16]}, r"patch_size must have 2 entries \(spatial_dims\), got \[16, 16, 16\]"),
+        ({"patch_size": [16, 18]}, r"patch_size \[16, 18\] must be a multiple of the strides' product \[4, 4\]"),
+        ({"label_values": [0, 1, 2]}, "one value for each of the 2 class names, each once"),
+        ({"label_values": [1, 1]}, "one value for each of the 2 class names, each once"),
+    ],
+)
+def test_plan_that_contradicts_itself_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        workflows.check_plan(**PLAN | change)
+
+
+def test_checkpoint_of_another_network_is_refused(tmp_path):
+    path = str(tmp_path / "model.pt")
+    with pytest.raises(FileNotFoundError, match="model.pt' is not there; train first, or name one with --checkpoint"):
+        workflows.check_checkpoint(path, torch.nn.Linear(2, 3))
+    torch.save(torch.nn.Linear(2, 3).state_dict(), path)
+    workflows.check_checkpoint(path, torch.nn.Linear(2, 3))
+    with pytest.raises(ValueError, match=r"another network .*it has another size of weight \(and 1 more\)"):
+        workflows.check_checkpoint(path, torch.nn.Linear(2, 4))
+    with pytest.raises(ValueError, match="it has besides bias"):
+        workflows.check_checkpoint(path, torch.nn.Linear(2, 3, bias=False))
+    with pytest.raises(ValueError, match="it lacks 0.weight.*it has besides weight"):
+        workflows.check_checkpoint(path, torch.nn.Sequential(torch.nn.Linear(2, 3)))
+
+
+# --- the folder of a run ---------------------------------------------------------------------------------------------
+
+
+def test_folder_that_holds_a_run_is_refused_without_resume(tmp_path):
+    (tmp_path / "last.pt").touch()
+    with pytest.raises(FileExistsError, match="holds a run already; take another --output_dir, or --resume True"):
+        workflows.open_run(str(tmp_path))
+
+
+def test_folder_without_a_run_cannot_be_resumed(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no last.pt to resume from; start without --resume"):
+        workflows.open_run(str(tmp_path), resume=True)
+
+
+def test_open_run_outside_a_workflow_says_so(tmp_path):
+    with pytest.raises(RuntimeError, match="must be called by an expression of a bundle's config"):
+        workflows.open_run(str(tmp_path / "run"))
+
+
+def test_open_run_writes_what_is_run(tmp_path):
+    from monai.bundle import ConfigWorkflow
+
+    config = tmp_path / "train.yaml"
+    config.write_text(
+        "imports: [$import monai_skelrec.workflows as workflows]\n"
+        "task: vessels\nfold: 0\nepochs: 10\ncheckpoint: models/model.pt\n"
+        "training: ['$workflows.open_run(@folder)']\nrun: '%training'\n"
+    )
+    run = tmp_path / "run"
+    workflow = ConfigWorkflow(
+        str(config), logging_file=False, workflow_type="train", epochs=3, folder=str(run), device=torch.device("cpu")
+    )
+    workflow.initialize()
+    workflow.run()
+    written = yaml.safe_load((run / "config.yaml").read_text())
+    assert (written["epochs"], written["device"], written["task"]) == (3, "cpu", "vessels")
+    assert yaml.safe_load((run / "task.yaml").read_text()) == {
+        "task": "vessels",
+        "checkpoint": str((run / "model.pt").resolve()),
+        "fold": 0,
+    }
+    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "task.yaml"]
+
+
+# --- going on after a stop -------------------------------------------------------------------------------------------
+
+
+class Toy:
+    """A trainer of one weight, whose validator scores epoch 2 best."""
+
+    def __init__(self, folder, epochs):
+        self.network = torch.nn.Linear(1, 1)
+        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=0.1, momentum=0.9)
+        self.scheduler = torch.optim.lr_scheduler.PolynomialLR(self.optimizer, total_iters=epochs)
+        self.validator = SimpleNamespace(state=SimpleNamespace(best_metric=-1, best_metric_epoch=-1))
+        self.data_loader = [0.0, 0.0]
+        self.trainer = Engine(self.step)
+        self.trainer.data_loader = SimpleNamespace(dataset=[])
+        self.trainer.state.epoch_length = 2
+        self.trainer.state.max_epochs = epochs
+        self.trainer.state.epoch = self.trainer.state.iteration = 0
+        workflows.Reseed(7).attach(self.trainer)
+        self.trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: self.scheduler.step())
+        self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self.validate)
+        self.checkpoints = workflows.RunCheckpoints(
+            str(folder), self.network, self.optimizer, self.scheduler, self.validator
+        )
+        self.checkpoints.attach(self.trainer)
+
+    def step(self, engine, batch):
+        self.optimizer.zero_grad()
+        (self.network(torch.rand(4, 1)) - 3).pow(2).mean().backward()
+        self.optimizer.step()
+
+    def validate(self, engine):
+        score = -abs(engine.state.epoch - 2)
+        if score > self.validator.state.best_metric or self.validator.state.best_metric_epoch == -1:
+            self.validator.state.best_metric, self.validator.state.best_metric_epoch = score, engine.state.epoch
+
+    def run(self, until=None):
+        if until is not None:
+            self.trainer.add_event_handler(
+                Events.EPOCH_COMPLETED, lambda engine: engine.state.epoch == until and engine.terminate()
+            )
+        self.trainer.run(self.data_loader, max_epochs=self.trainer.state.max_epochs, epoch_length=2)
+        return self
+
+
+def test_best_weights_and_last_state_are_written(tmp_path):
+    toy = Toy(tmp_path, epochs=4).run()
+    last = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert (last["epoch"], last["best_metric"], last["best_metric_epoch"]) == (4, 0, 2)
+    torch.testing.assert_close(last["network"], dict(toy.network.state_dict()))
+    best = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert best["weight"] != last["network"]["weight"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", "model.pt"]
+
+
+def test_resumed_run_equals_an_uninterrupted_one(tmp_path):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parts").mkdir()
+    torch.manual_seed(0)
+    whole = Toy(tmp_path / "whole", epochs=5).run()
+    torch.manual_seed(0)
+    Toy(tmp_path / "parts", epochs=5).run(until=3)
+    resumed = Toy(tmp_path / "parts", epochs=5)
+    workflows.resume_run(resumed.checkpoints, resumed.trainer)
+    assert resumed.trainer.state.epoch == 3
+    resumed.run()
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(value, resumed.network.state_dict()[name])
+    assert resumed.validator.state.best_metric_epoch == 2
+    assert resumed.optimizer.param_groups[0]["lr"] == whole.optimizer.param_groups[0]["lr"]
+
+
+def test_finished_run_is_not_resumed(tmp_path):
+    toy = Toy(tmp_path, epochs=2).run()
+    with pytest.raises(ValueError, match="has all 2 epochs already; raise --epochs to train on"):
+        workflows.resume_run(toy.checkpoints, toy.trainer)
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    toy = Toy(tmp_path, epochs=2).run()
+    before = (tmp_path / "last.pt").read_bytes()
+
+    def killed(content, path):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", killed)
+    with pytest.raises(OSError, match="disk full"):
+        toy.checkpoints(toy.trainer)
+    assert (tmp_path / "last.pt").read_bytes() == before
