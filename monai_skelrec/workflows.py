@@ -71,6 +71,8 @@ FACTS = (
 # which cases a run held out: evaluation of the run must hold out the same
 _SPLIT = ("modality", "fold", "folds", "split_seed", "group_table")
 
+_NUMBER_OR_WORD = ("fold",)  # knobs that take a number or a word
+
 _CONFIG, _TASK, _WEIGHTS, _LAST = "config.yaml", "task.yaml", "model.pt", "last.pt"
 
 
@@ -109,8 +111,8 @@ def refuse_unknown_names(argv: Sequence[str] | None = None) -> None:
             hint = f"; did you mean {' or '.join('--' + key for key in near)}?" if near else ""
             raise ValueError(f"--{name} is no name of this bundle{hint}" + ("" if near else "; see the knobs in README.md."))
         default = defined.get(name)
-        plain = not (isinstance(value, str) and value[:1] in "$@%")
-        if plain and isinstance(value, str) and isinstance(default, (bool, int, float, list)):
+        words = isinstance(value, str) and value[:1] not in "$@%" and name not in _NUMBER_OR_WORD
+        if words and isinstance(default, (bool, int, float, list)):
             wanted = "True or False" if isinstance(default, bool) else f"like {default!r}"
             raise ValueError(f"--{name} must be {wanted}, got {value!r}.")
 
