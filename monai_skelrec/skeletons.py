@@ -154,7 +154,7 @@ def _ball(radius: float, spacing: Sequence[float] | None, shape: tuple[int, ...]
             raise ValueError(f"spacing must be positive, got {spacing}.")
     # rounding must not decide about a voxel that lies at the radius exactly
     limit = radius * (1 + 1e-6)
-    reach = [min(int(limit / step), length - 1) for step, length in zip(size, shape)]
+    reach = [min(int(limit / step), max(length, 1) - 1) for step, length in zip(size, shape)]
     offsets = np.array(list(product(*(range(-most, most + 1) for most in reach))))
     length = np.abs(offsets).sum(axis=1) if spacing is None else np.linalg.norm(offsets * size, axis=1)
     return offsets[length <= limit]

@@ -22,8 +22,8 @@ from .voxels import Voxels
 __all__ = ["thin"]
 
 _NEIGHBOURS = np.array([offset for offset in product((-1, 0, 1), repeat=3) if any(offset)])
-_RING = [(0, row, column) for _, row, column in _NEIGHBOURS[9:17]]
-_HALF = _RING + [(1, row, column) for row, column in product((-1, 0, 1), repeat=2)]
+_HALF: list[tuple[int, ...]] = [offset for offset in product((0,), (-1, 0, 1), (-1, 0, 1)) if any(offset)]
+_HALF += product((1,), (-1, 0, 1), (-1, 0, 1))
 # rows: below, above, number of neighbours
 _CODE = np.zeros((3, 26), np.float32)
 _CODE[2] = 1
@@ -176,9 +176,9 @@ def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     # a vertex, edge or face of the voxel's cube disappears with it unless a neighbour shares it
     euler = np.full(code.size, -1, np.int8)
     for cell in product((0, 1), (-1, 0, 1), (-1, 0, 1)):
-        shared = [offset for offset in product(*({0, along} for along in cell)) if any(offset)]
+        shared = sum(1 << position[offset] for offset in product(*({0, along} for along in cell)) if any(offset))
         if shared:
-            free = (code & sum(1 << position[offset] for offset in shared)) == 0
+            free = (code & shared) == 0
             weight = (2 if cell[0] else 1) * (-1) ** (1 + sum(map(abs, cell)))
             euler += (weight * free).astype(np.int8)
 
@@ -215,8 +215,9 @@ def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     both = matrix[:, np.newaxis] | matrix
     for _ in range(2):  # paths of up to four pieces
         both = np.minimum(both @ both, 1)
-    first = np.diagonal(both, axis1=-2, axis2=-1) - (np.tril(both, -1).any(axis=-1))
-    pieces = np.maximum(first, 0).sum(axis=-1)
+    # a piece is counted where it is not joined to one of a lower number
+    counted = np.diagonal(both, axis1=-2, axis2=-1).astype(bool) & ~np.tril(both, -1).any(axis=-1)
+    pieces = counted.sum(axis=-1)
     connected = np.zeros((96, 96), bool)
     for below, above in product(range(3), repeat=2):
         block = connected[32 * below : 32 * below + relations.size, 32 * above : 32 * above + relations.size]

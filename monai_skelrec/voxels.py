@@ -1,4 +1,4 @@
-"""Mask -> list of its voxels -> connected components; time and memory grow with the voxels listed, not with the array."""
+"""Mask -> list of its voxels -> connected components; time and memory grow with the list, not with the array."""
 
 from __future__ import annotations
 
