@@ -1,4 +1,4 @@
-"""Step "file on disk -> label map": reads a label map as it is stored, and turns its values into class indices."""
+"""Step "file on disk -> label map": reads images as they are stored, and turns label values into class indices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from monai.utils import optional_import
 
 from .mask_scores import bounding_box
 
-__all__ = ["read_array", "read_label_map", "to_class_indices"]
+__all__ = ["read_image", "read_label_map", "to_class_indices", "voxel_size"]
 
 itk, _ = optional_import("itk")
 pil_image, _ = optional_import("PIL.Image")
@@ -40,7 +40,8 @@ def read_label_map(path: str | Path) -> tuple[np.ndarray, Spacing | None]:
         FileNotFoundError: when there is no such file.
         ValueError: when it cannot be read, is not 2D or 3D, or holds fractions.
     """
-    array, spacing = read_array(path)
+    array, affine = read_image(path)
+    spacing = None if affine is None else voxel_size(affine)[: array.ndim]
     if array.dtype == bool:
         return array.astype(np.uint8), spacing
     if np.issubdtype(array.dtype, np.integer):
@@ -50,8 +51,12 @@ def read_label_map(path: str | Path) -> tuple[np.ndarray, Spacing | None]:
     raise ValueError(f"{path} must hold whole numbers to be a label map, got {array.dtype} with fractions or NaN.")
 
 
-def read_array(path: str | Path) -> tuple[np.ndarray, Spacing | None]:
-    """Read an image or label map of any dtype; otherwise as :py:func:`read_label_map`.
+def read_image(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Read an image or label map of any dtype in its stored axis order; see :py:func:`read_label_map`.
+
+    Returns:
+        Array, shape (H, W) or (H, W, D), and its affine from indices to RAS+ coordinates as nibabel's, None where the
+        format has none.
 
     Raises:
         FileNotFoundError: when there is no such file.
@@ -61,15 +66,18 @@ def read_array(path: str | Path) -> tuple[np.ndarray, Spacing | None]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist.")
     name = path.name.lower()
-    spacing: Spacing | None = None
+    affine: np.ndarray | None = None
     try:
         if name.endswith(_NIFTI):
             nifti: Any = nibabel.load(path)
-            array, spacing = np.asanyarray(nifti.dataobj), tuple(map(float, nifti.header.get_zooms()))
+            array, affine = np.asanyarray(nifti.dataobj), np.asarray(nifti.affine)
         elif name.endswith(_ITK):
             image = itk.imread(str(path))
-            # ITK hands out (z, y, x)
-            array, spacing = itk.array_from_image(image).T, tuple(map(float, image.GetSpacing()))
+            # ITK hands out (z, y, x), and counts towards left and posterior
+            array, affine = itk.array_from_image(image).T, np.eye(image.GetImageDimension() + 1)
+            affine[:-1, :-1] = itk.array_from_matrix(image.GetDirection()) * np.asarray(image.GetSpacing())
+            affine[:-1, -1] = image.GetOrigin()
+            affine[:2] *= -1
         elif name.endswith(".npy"):
             array = np.load(path)
         elif name.endswith(_PICTURES):
@@ -85,9 +93,16 @@ def read_array(path: str | Path) -> tuple[np.ndarray, Spacing | None]:
     # NIfTI and MHA often store a volume with further axes of length 1
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
+    if affine is not None and len(affine) > 4:
+        affine = affine[np.ix_([0, 1, 2, -1], [0, 1, 2, -1])]
     if array.ndim not in (2, 3):
         raise ValueError(f"{path} must be 2D or 3D, got shape {array.shape}.")
-    return array, spacing and spacing[: array.ndim]
+    return array, affine
+
+
+def voxel_size(affine: np.ndarray) -> Spacing:
+    """Edges of a voxel, in the unit of the affine (mm)."""
+    return tuple(np.linalg.norm(affine[:-1, :-1], axis=0).tolist())
 
 
 def to_class_indices(array: np.ndarray, label_values: Sequence[int], other_values: str = "error") -> np.ndarray:

@@ -25,8 +25,10 @@ __all__ = [
     "Scores",
     "format_table",
     "read_label_map",
+    "read_pair",
     "require_all_scored",
     "score_case",
+    "score_indices",
     "score_label_maps",
 ]
 
@@ -112,12 +114,12 @@ def score_label_maps(
     errors: list[dict[str, str]] = []
     for case in tqdm(cases, desc="scoring", unit="case"):
         try:
-            pred, reference = read_pair(case, predictions_dir, output_ext, label_values, other_values)
+            prediction_path = predictions_dir / f"{case['name']}{output_ext}"
+            pred, reference = read_pair(prediction_path, case["label"], label_values, other_values)
         except (FileNotFoundError, ValueError) as error:
             errors.append({"case": case["name"], "error": str(error)})
             continue
-        scores = _score_indices(pred, reference, class_names)
-        rows.extend({"case": case["name"], **row} for row in scores)
+        rows.extend({"case": case["name"], **row} for row in score_indices(pred, reference, class_names))
     found = Scores(rows, _summarise(rows, class_names), errors)
     _write_tables(found, output_dir, n_cases=len(cases))
     return found
@@ -153,15 +155,25 @@ def score_case(
     if pred.shape != reference.shape or pred.ndim not in (2, 3):
         raise ValueError(f"pred and reference must be 2D or 3D of one shape, got {pred.shape} and {reference.shape}.")
     pred, reference = (to_class_indices(array, label_values, other_values) for array in (pred, reference))
-    return _score_indices(pred, reference, class_names)
+    return score_indices(pred, reference, class_names)
+
+
+def score_indices(pred: np.ndarray, reference: np.ndarray, class_names: Sequence[str]) -> list[Row]:
+    """As :py:func:`score_case`, of maps that hold class indices already."""
+    # everything below costs what the foreground costs, and no score depends on the background around it
+    box = bounding_box(np.maximum(pred, reference))
+    pred, reference = np.ascontiguousarray(pred[box])[None], np.ascontiguousarray(reference[box])[None]
+    voxels = np.bincount(np.concatenate([pred.ravel(), reference.ravel()]), minlength=len(class_names))
+    present = (np.flatnonzero(voxels[1:]) + 1).tolist()
+    rows = [
+        {"class": class_names[index], **scores}
+        for index, scores in zip(present, score_classes(_score_masks, pred, reference, present), strict=True)
+    ]
+    return [*rows, {"class": MERGED, **_score_masks(pred[0] > 0, reference[0] > 0)}]
 
 
 def read_pair(
-    case: Mapping[str, str],
-    predictions_dir: str | Path,
-    output_ext: str,
-    label_values: Sequence[int],
-    other_values: str,
+    prediction_path: str | Path, reference_path: str | Path, label_values: Sequence[int], other_values: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Prediction and reference of one case as class indices; see :py:func:`score_label_maps`.
 
@@ -169,9 +181,8 @@ def read_pair(
         FileNotFoundError: when either file is missing.
         ValueError: when either cannot be read, holds unknown values, or their shapes differ.
     """
-    paths = Path(predictions_dir) / f"{case['name']}{output_ext}", Path(case["label"])
     maps = []
-    for kind, path in zip(("prediction", "reference"), paths, strict=True):
+    for kind, path in (("prediction", prediction_path), ("reference", reference_path)):
         try:
             maps.append(to_class_indices(read_label_map(path)[0], label_values, other_values))
         except FileNotFoundError as error:
@@ -179,12 +190,13 @@ def read_pair(
         except ValueError as error:
             named = str(error) if str(path) in str(error) else f"{path}: {error}"
             raise ValueError(f"the {kind} cannot be scored: {named}") from error
-    if maps[0].shape != maps[1].shape:
+    pred, reference = maps
+    if pred.shape != reference.shape:
         raise ValueError(
-            f"prediction and reference must have one shape, got {maps[0].shape} in {paths[0]} and {maps[1].shape} in "
-            f"{paths[1]}."
+            f"prediction and reference must have one shape, got {pred.shape} in {prediction_path} and "
+            f"{reference.shape} in {reference_path}."
         )
-    return maps[0], maps[1]
+    return pred, reference
 
 
 def require_all_scored(scores: Scores) -> Scores:
@@ -222,19 +234,6 @@ def _check_classes(class_names: Sequence[str], label_values: Sequence[int]) -> N
             "class_names and label_values must name background and at least one class, each with a value of its own, "
             f"got {len(class_names)} names and values {list(label_values)}."
         )
-
-
-def _score_indices(pred: np.ndarray, reference: np.ndarray, class_names: Sequence[str]) -> list[Row]:
-    # everything below costs what the foreground costs, and no score depends on the background around it
-    box = bounding_box(np.maximum(pred, reference))
-    pred, reference = np.ascontiguousarray(pred[box])[None], np.ascontiguousarray(reference[box])[None]
-    voxels = np.bincount(np.concatenate([pred.ravel(), reference.ravel()]), minlength=len(class_names))
-    present = (np.flatnonzero(voxels[1:]) + 1).tolist()
-    rows = [
-        {"class": class_names[index], **scores}
-        for index, scores in zip(present, score_classes(_score_masks, pred, reference, present), strict=True)
-    ]
-    return [*rows, {"class": MERGED, **_score_masks(pred[0] > 0, reference[0] > 0)}]
 
 
 def _score_masks(pred: np.ndarray, reference: np.ndarray) -> dict[str, float]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from monai_skelrec.label_maps import read_array, read_label_map, to_class_indices
+from monai_skelrec.label_maps import read_image, read_label_map, to_class_indices, voxel_size
 
 VOLUME = np.arange(2 * 3 * 4).reshape(2, 3, 4).astype(np.uint8)
 PICTURE = np.array([[0, 255, 255], [0, 0, 255]], dtype=np.uint8)
@@ -78,9 +78,21 @@ def test_trailing_axes_of_length_1_are_dropped(tmp_path):
     assert array.shape == VOLUME.shape and len(spacing) == 3
 
 
+def test_affine_is_the_same_whoever_reads_the_file(tmp_path):
+    """One NIfTI, read by nibabel and, copied to MHA, by ITK."""
+    turned = np.array([[0, -0.5, 0, 7], [0.4, 0, 0, -3], [0, 0, 1.25, 2], [0, 0, 0, 1]])
+    write_nifti(tmp_path / "case.nii", VOLUME, turned)
+    itk.imwrite(itk.imread(str(tmp_path / "case.nii")), str(tmp_path / "case.mha"))
+    for name in ("case.nii", "case.mha"):
+        array, affine = read_image(tmp_path / name)
+        np.testing.assert_array_equal(array, VOLUME)
+        np.testing.assert_allclose(affine, turned, atol=1e-6)
+        assert voxel_size(affine) == pytest.approx((0.4, 0.5, 1.25))
+
+
 def test_images_keep_their_fractions(tmp_path):
     np.save(tmp_path / "case.npy", VOLUME / 7)
-    np.testing.assert_array_equal(read_array(tmp_path / "case.npy")[0], VOLUME / 7)
+    np.testing.assert_array_equal(read_image(tmp_path / "case.npy")[0], VOLUME / 7)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import socket
 from datetime import timedelta
 
@@ -217,12 +218,22 @@ def _score_a_share(rank: int, port: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+def _score_in_two_processes(port: int, folder: str) -> None:
+    torch.multiprocessing.start_processes(_score_a_share, args=(port, folder), nprocs=2, start_method="fork")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_processes_with_unequal_shares_all_see_every_score(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    # both elsewhere: ignite keeps what it once learnt about the process group of its process
-    torch.multiprocessing.spawn(_score_a_share, args=(port, str(tmp_path)), nprocs=2)
+    # one import for both, in a process without threads that a fork would lose
+    parent = torch.multiprocessing.get_context("spawn").Process(
+        target=_score_in_two_processes, args=(port, str(tmp_path))
+    )
+    parent.start()
+    parent.join()
+    assert parent.exitcode == 0
     for rank in range(2):
         equal(torch.load(tmp_path / f"{rank}.pt"), [CENTERLINE_DICE, [1, 1, NAN, NAN], [0, 0, NAN, NAN]])
 
