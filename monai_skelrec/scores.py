@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,7 +226,10 @@ def format_table(summary: Sequence[Row]) -> str:
     lines.insert(1, rule)
     if len(shown) > 1:
         lines.insert(-2, rule)
-    return "\n".join([*lines, "", *(f"{what}: {how}." for what, how in CONVENTIONS.items())])
+    lines.append("")
+    for what, how in CONVENTIONS.items():
+        lines.extend(textwrap.wrap(f"{what}: {how}.", max(len(rule), 80), subsequent_indent="  "))
+    return "\n".join(lines)
 
 
 def _check_classes(class_names: Sequence[str], label_values: Sequence[int]) -> None:
