@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from scipy import ndimage
 from skimage.graph import MCP, MCP_Geometric
@@ -33,8 +35,15 @@ def restore(voxels: Voxels, component: np.ndarray, kept: np.ndarray) -> np.ndarr
             local = local - local.min(axis=1, keepdims=True)
             box = np.zeros(local.max(axis=1) + 1, bool)
             box[tuple(local)] = True
-            restored[chosen] = centreline(box)[tuple(local)]
+            line = _remembered(box.shape, box.tobytes()) if box.size <= 1000 else centreline(box)
+            restored[chosen] = line[tuple(local)]
     return restored
+
+
+# thinning deletes the same few tiny shapes again and again, hundreds in a noisy mask
+@lru_cache(4096)
+def _remembered(shape: tuple[int, ...], voxels: bytes) -> np.ndarray:
+    return centreline(np.frombuffer(voxels, bool).reshape(shape))
 
 
 def centreline(component: np.ndarray) -> np.ndarray:
