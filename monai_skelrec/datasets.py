@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import nibabel
 import numpy as np
@@ -71,7 +71,9 @@ def list_cases(layout: str, dataset_dir: str, spatial_dims: int = 3, modality: s
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(map(repr, LAYOUTS))}, got {layout!r}.")
     if modality not in ("all", "ct", "mr") or (modality != "all" and layout != "topcow"):
-        raise ValueError(f"modality must be 'all', or 'ct' or 'mr' with layout 'topcow', got {modality!r} with {layout!r}.")
+        raise ValueError(
+            f"modality must be 'all', or 'ct' or 'mr' with layout 'topcow', got {modality!r} with {layout!r}."
+        )
     root = Path(dataset_dir)
     if not root.is_dir():
         raise FileNotFoundError(f"dataset_dir {str(root)!r} is not a folder; set --dataset_dir to the data's folder.")
@@ -90,7 +92,9 @@ def list_cases(layout: str, dataset_dir: str, spatial_dims: int = 3, modality: s
         more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise ValueError(f"{len(problems)} problem(s) in {str(root)!r}; mend or move these files:\n  {shown}{more}")
     if not cases:
-        raise ValueError(f"no case of layout {layout!r} and modality {modality!r} in {str(root)!r}: {_EXPECTED[layout]}")
+        raise ValueError(
+            f"no case of layout {layout!r} and modality {modality!r} in {str(root)!r}: {_EXPECTED[layout]}"
+        )
     return sorted(cases, key=lambda case: case["name"])
 
 
@@ -246,7 +250,7 @@ def _problems_of(case: Case, spatial_dims: int) -> Iterator[str]:
             return
     image, label = grids["image"], grids["label"]
     if image.shape != label.shape:
-        yield f"{case['label']} has shape {label.shape}, its image {case['image']} has {image.shape}: expected one shape."
+        yield f"{case['label']} has shape {label.shape}, its image {case['image']} has {image.shape}: expected one."
     elif image.affine is not None and label.affine is not None:
         # half a voxel at the far corner is where resampling image and label apart begins to show
         corner = np.append(image.shape, 1)
@@ -265,7 +269,7 @@ def _read_grid(path: str) -> _Grid:
         with pil_image.open(path) as picture:
             return _Grid(picture.size, None)
     if lower.endswith((".nii", ".nii.gz")):
-        header = nibabel.load(path)
+        header = cast(nibabel.spatialimages.SpatialImage, nibabel.load(path))
         shape, affine = tuple(header.shape), np.asarray(header.affine)
     else:
         reader = itk.ImageIOFactory.CreateImageIO(path, itk.CommonEnums.IOFileMode_ReadMode)

@@ -12,6 +12,8 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import TransformBackends, convert_to_dst_type, convert_to_numpy
 
+from .label_maps import check_other_values, to_class_indices
+
 __all__ = [
     "CheckScan",
     "CheckScanD",
@@ -33,7 +35,8 @@ class MapLabelValues(Transform):
 
     Args:
         label_values: the values on disk, background first, each once.
-        other_values: "error", or "background" to turn all other values into 0.
+        other_values: "error", or "background" to turn all other values into 0, or "foreground" to turn them into 1, the
+            only class.
 
     Raises:
         ValueError: when an argument is none of the above.
@@ -45,8 +48,7 @@ class MapLabelValues(Transform):
         values = [int(value) for value in label_values]
         if not values or len(set(values)) < len(values) or values != list(label_values):
             raise ValueError(f"label_values must be whole numbers, each once, background first, got {label_values}.")
-        if other_values not in ("error", "background"):
-            raise ValueError(f'other_values must be "error" or "background", got {other_values!r}.')
+        check_other_values(other_values, values)
         self.label_values = values
         self.other_values = other_values
 
@@ -66,21 +68,10 @@ class MapLabelValues(Transform):
         broken = array[~(np.rint(array) == array)] if array.dtype.kind == "f" else array[:0]
         if broken.size:
             raise ValueError(f"The label{_file_of(label)} must hold whole numbers, got {broken[0]}.")
-        low, high = min(self.label_values), max(self.label_values)
-        # one place beyond either end for all that lies outside
-        table = np.full(high - low + 3, -1, np.int32)
-        table[np.array(self.label_values) - low + 1] = np.arange(len(self.label_values))
-        index = table[
-            (np.clip(array.astype(np.result_type(array, np.int32)), low - 1, high + 1) - (low - 1)).astype(int)
-        ]
-        unknown = index < 0
-        if unknown.any():
-            if self.other_values == "error":
-                raise ValueError(
-                    f"The label{_file_of(label)} holds the values {np.unique(array[unknown])[:10].tolist()}, which are "
-                    f'not among label_values {self.label_values}; list them or set other_values to "background".'
-                )
-            index[unknown] = 0
+        try:
+            index = to_class_indices(array, self.label_values, self.other_values)
+        except ValueError as error:
+            raise ValueError(f"The label{_file_of(label)} does not fit: {error}") from None
         return convert_to_dst_type(index, label)[0]
 
 

@@ -12,7 +12,7 @@ from monai.utils import optional_import
 
 from .mask_scores import bounding_box
 
-__all__ = ["read_image", "read_label_map", "to_class_indices", "voxel_size"]
+__all__ = ["check_other_values", "read_image", "read_label_map", "to_class_indices", "voxel_size"]
 
 itk, _ = optional_import("itk")
 pil_image, _ = optional_import("PIL.Image")
@@ -111,20 +111,21 @@ def to_class_indices(array: np.ndarray, label_values: Sequence[int], other_value
     Args:
         array: label map, integers of any shape.
         label_values: value on disk of each class, background first; position is the class index.
-        other_values: what a value not listed means: ``"error"`` or ``"background"``.
+        other_values: what a value not listed means: ``"error"``, ``"background"``, or ``"foreground"`` (the only class
+            of a binary task, such as all vessels in one).
 
     Returns:
         Array of the same shape, uint8 (uint16 for more than 256 classes).
 
     Raises:
-        ValueError: when ``other_values`` is neither, or is ``"error"`` and a value is not listed.
+        ValueError: when ``other_values`` is none of these, is ``"error"`` and a value is not listed, or is
+            ``"foreground"`` and there are not two classes.
 
     Example:
         >>> to_class_indices(np.array([0, 3, 4, 9]), [0, 3, 4], other_values="background")
         array([0, 1, 2, 0], dtype=uint8)
     """
-    if other_values not in ("error", "background"):
-        raise ValueError(f"other_values must be 'error' or 'background', got {other_values!r}.")
+    check_other_values(other_values, label_values)
     indices = np.zeros(array.shape, dtype=np.uint8 if len(label_values) <= 256 else np.uint16)
     # outside this box there is nothing to look up, and inside it memory order is no trap (NIfTI comes in Fortran's)
     box = bounding_box(array != label_values[0])
@@ -135,6 +136,8 @@ def to_class_indices(array: np.ndarray, label_values: Sequence[int], other_value
         here = values == value
         inside[here] = index
         listed |= here
+    if other_values == "foreground":
+        inside[~listed] = 1
     indices[box] = inside
     if other_values == "error" and not listed.all():
         unknown = np.unique(values[~listed]).tolist()
@@ -143,3 +146,11 @@ def to_class_indices(array: np.ndarray, label_values: Sequence[int], other_value
             f"{' ...' if len(unknown) > 10 else ''}; list them, or set other_values to 'background'."
         )
     return indices
+
+
+def check_other_values(other_values: str, label_values: Sequence[int]) -> None:
+    """Refuse a meaning of unlisted values that does not exist, or does not fit the number of classes."""
+    if other_values not in ("error", "background", "foreground"):
+        raise ValueError(f"other_values must be 'error', 'background' or 'foreground', got {other_values!r}.")
+    if other_values == "foreground" and len(label_values) != 2:
+        raise ValueError(f"other_values 'foreground' needs two classes, got label_values {list(label_values)}.")

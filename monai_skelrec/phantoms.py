@@ -43,9 +43,7 @@ class Contrast:
 CONTRASTS: dict[str, Contrast] = {
     "ct": Contrast(tissue=40, texture=25, labels=290, noise=35, bias=0.0, drop=0.75, blur=0.75, clutter=260),
     "mr": Contrast(tissue=120, texture=35, labels=420, noise=40, bias=0.25, drop=0.75, clutter=300),
-    "cbct": Contrast(
-        tissue=60, texture=60, labels=800, noise=90, bias=0.1, drop=0.7, values={1: 850, 3: 350, 4: 350}
-    ),
+    "cbct": Contrast(tissue=60, texture=60, labels=800, noise=90, bias=0.1, drop=0.7, values={1: 850, 3: 350, 4: 350}),
 }
 
 
@@ -155,7 +153,9 @@ def jaw(seed: int, shape: Sequence[int] = (80, 64, 48), spacing: float = 1.0) ->
     canals = {}
     for value, side in ((_LEFT_CANAL, -1), (_RIGHT_CANAL, 1)):
         t = np.linspace(0.97, 0.38, 7)  # from the branch that rises to the mental foramen
-        course = np.stack([side * half_width * t, depth * (0.5 - t**2) - 2, np.clip(t - 0.72, 0, None) * 42 - 6], axis=1)
+        course = np.stack(
+            [side * half_width * t, depth * (0.5 - t**2) - 2, np.clip(t - 0.72, 0, None) * 42 - 6], axis=1
+        )
         course += rng.normal(0, 0.6, course.shape)
         course[-1] += np.asarray([side * 2.2, 1.5, 2.0])
         canals[value] = (place(course), np.asarray([1.3, 1.0]) * rng.uniform(0.9, 1.1))
@@ -167,7 +167,11 @@ def jaw(seed: int, shape: Sequence[int] = (80, 64, 48), spacing: float = 1.0) ->
 
 
 def render(
-    label: np.ndarray, seed: int, modality: str = "ct", visible: np.ndarray | None = None, thin_mm: float = 1.1,
+    label: np.ndarray,
+    seed: int,
+    modality: str = "ct",
+    visible: np.ndarray | None = None,
+    thin_mm: float = 1.1,
     spacing: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> np.ndarray:
     """Make an image in which a label map would be the right answer.
@@ -225,7 +229,7 @@ def _drops(
         return lost
     for centre in middle[rng.choice(len(middle), size=min(len(middle), 1 + len(middle) // 40), replace=False)]:
         window = tuple(slice(max(c - 3, 0), min(c + 4, n)) for c, n in zip(centre, visible.shape))
-        grid = np.stack(np.mgrid[window], axis=-1) - centre
+        grid = np.moveaxis(np.mgrid[window], 0, -1) - centre
         lost[window] = np.maximum(lost[window], contrast.drop * np.exp(-((grid**2).sum(-1)) / (2 * 1.2**2)))
     return lost * tube
 
@@ -245,7 +249,7 @@ def _add_clutter(image: np.ndarray, rng: np.random.Generator, contrast: Contrast
         centre = rng.uniform(0, 1, 3) * (shape - 1) * np.asarray([1, 1, 0.3])
         radii = rng.uniform(2.5, 5.0, 3)
         window = tuple(slice(max(int(c - r), 0), min(int(c + r) + 2, n)) for c, r, n in zip(centre, radii, image.shape))
-        grid = np.stack(np.mgrid[window], axis=-1)
+        grid = np.moveaxis(np.mgrid[window], 0, -1)
         clutter[window] |= (((grid - centre) / radii) ** 2).sum(-1) < 1
     # what touches a vessel would be part of it: nobody could tell
     clutter &= ~ndimage.binary_dilation(away_from, iterations=2)
@@ -272,9 +276,7 @@ def _smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], *, sigma: fl
 # --- curves -> voxels ------------------------------------------------------------------------------------------------
 
 
-def _draw(
-    tubes: Mapping[int, tuple[np.ndarray, np.ndarray]], shape: tuple[int, ...], spacing: float
-) -> np.ndarray:
+def _draw(tubes: Mapping[int, tuple[np.ndarray, np.ndarray]], shape: tuple[int, ...], spacing: float) -> np.ndarray:
     """Voxels within a radius of smooth curves; where two tubes meet, a voxel belongs to the one it lies deeper in.
 
     Args:
@@ -291,10 +293,10 @@ def _draw(
         window = tuple(slice(a, b) for a, b in zip(low, np.minimum(high, shape)))
         if any(s.start >= s.stop for s in window):
             continue
-        grid = np.stack(np.mgrid[window], axis=-1).reshape(-1, 3) * spacing
+        grid = np.moveaxis(np.mgrid[window], 0, -1).reshape(-1, 3) * spacing
         distance, nearest = cKDTree(curve).query(grid, distance_upper_bound=radius.max())
         reached = np.isfinite(distance)
-        relative = np.full(len(grid), np.inf)
+        relative: np.ndarray = np.full(len(grid), np.inf)
         relative[reached] = distance[reached] / radius[nearest[reached]]
         relative = relative.reshape(depth[window].shape)
         # the voxels that the curve passes through: without them a tube thinner than a voxel falls apart

@@ -50,7 +50,7 @@ def draw_cases(
         output_ext: ending of the predictions' names, such as ``".nii.gz"``.
         class_names: name of each class, background first.
         label_values: value on disk of each class, as ``class_names``.
-        other_values: what a value not listed means: ``"error"`` or ``"background"``.
+        other_values: what a value not listed means: ``"error"``, ``"background"`` or ``"foreground"``.
         output_dir: gets ``<name>.png`` of each case drawn, and the tables when the cases are scored here.
         limit: how many cases are drawn; 0 for none.
         scores: of :py:func:`monai_skelrec.scores.score_label_maps` for these cases; scored here when None.
@@ -121,7 +121,7 @@ def draw_case(
         output_path: the PNG to write; its name without ending is the title.
         class_names: name of each class, background first.
         label_values: value on disk of each class, as ``class_names``.
-        other_values: what a value not listed means: ``"error"`` or ``"background"``.
+        other_values: what a value not listed means: ``"error"``, ``"background"`` or ``"foreground"``.
         radius: see :py:func:`monai_skelrec.tubed_skeleton`; in voxels.
         groups: see :py:func:`monai_skelrec.tubed_skeleton`; in class indices.
         spacing: edges of a voxel, for formats that do not hold them.

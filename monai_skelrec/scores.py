@@ -93,7 +93,7 @@ def score_label_maps(
         output_ext: ending of the predictions' names, such as ``".nii.gz"``.
         class_names: name of each class, background first.
         label_values: value on disk of each class, as ``class_names``.
-        other_values: what a value not listed means: ``"error"`` or ``"background"``.
+        other_values: what a value not listed means: ``"error"``, ``"background"`` or ``"foreground"``.
         output_dir: gets ``scores.csv`` (per case and class), ``summary.csv`` (per class over cases) and
             ``summary.json`` (the same, the cases that failed, and the conventions).
 
@@ -140,7 +140,7 @@ def score_case(
         reference: reference label map on the same grid.
         class_names: name of each class, background first.
         label_values: value of each class in the arrays, as ``class_names``.
-        other_values: what a value not listed means: ``"error"`` or ``"background"``.
+        other_values: what a value not listed means: ``"error"``, ``"background"`` or ``"foreground"``.
 
     Returns:
         Rows with ``class``, ``dice`` and ``centerline_dice`` in [0, 1] (higher is better), and ``betti0_error``,

@@ -17,16 +17,18 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import monai.bundle
 import numpy as np
 import torch
 import yaml
-from ignite.engine import Engine, Events
+from ignite.engine import Events
 from ignite.handlers import ProgressBar
 from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.data import DataLoader
 from monai.data.utils import set_rnd
+from monai.engines import Workflow
 from monai.handlers import from_engine
 from monai.utils import CommonKeys
 
@@ -109,7 +111,9 @@ def refuse_unknown_names(argv: Sequence[str] | None = None) -> None:
         if top not in defined and top not in own:
             near = difflib.get_close_matches(top, [key for key in defined if not key.startswith("_")])
             hint = f"; did you mean {' or '.join('--' + key for key in near)}?" if near else ""
-            raise ValueError(f"--{name} is no name of this bundle{hint}" + ("" if near else "; see the knobs in README.md."))
+            raise ValueError(
+                f"--{name} is no name of this bundle{hint}" + ("" if near else "; see the knobs in README.md.")
+            )
         default = defined.get(name)
         words = isinstance(value, str) and value[:1] not in "$@%" and name not in _NUMBER_OR_WORD
         if words and isinstance(default, (bool, int, float, list)):
@@ -265,7 +269,9 @@ def open_run(output_dir: str, resume: bool = False) -> None:
     facts = {key: config[key] for key in (*FACTS, *_SPLIT, "network_def") if key in config}
     facts["checkpoint"] = str((folder / _WEIGHTS).resolve())
     _write_yaml(folder / _CONFIG, config, "# The configuration of this run, merged and as run.")
-    _write_yaml(folder / _TASK, facts, "# Facts of the task and of this run: lay it over evaluate.yaml or inference.json.")
+    _write_yaml(
+        folder / _TASK, facts, "# Facts of the task and of this run: lay it over evaluate.yaml or inference.json."
+    )
 
 
 def _running_config() -> dict[str, Any]:
@@ -274,7 +280,7 @@ def _running_config() -> dict[str, Any]:
     while frame is not None:
         workflow = frame.f_locals.get("self")
         if isinstance(workflow, ConfigWorkflow):
-            return dict(workflow.parser.config)
+            return dict(cast(dict[str, Any], workflow.parser.config))
         frame = frame.f_back
     raise RuntimeError("open_run must be called by an expression of a bundle's config.")
 
@@ -323,7 +329,7 @@ class RunCheckpoints:
         network: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
         lr_scheduler: Any,
-        validator: Engine,
+        validator: Workflow,
         interval: int = 1,
     ) -> None:
         self.folder = Path(output_dir)
@@ -333,14 +339,14 @@ class RunCheckpoints:
         self.validator = validator
         self.interval = interval
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Workflow) -> None:
         """
         Args:
             engine: the trainer.
         """
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
-    def __call__(self, engine: Engine) -> None:
+    def __call__(self, engine: Workflow) -> None:
         state = self.validator.state
         if state.best_metric_epoch == engine.state.epoch:
             _replace(self.folder / _WEIGHTS, lambda beside: torch.save(self.network.state_dict(), beside))
@@ -358,7 +364,7 @@ class RunCheckpoints:
             _replace(self.folder / _LAST, lambda beside: torch.save(content, beside))
 
 
-def resume_run(checkpoints: RunCheckpoints, trainer: Engine) -> None:
+def resume_run(checkpoints: RunCheckpoints, trainer: Workflow) -> None:
     """Put a trainer, and the best score of its validator, where ``last.pt`` left them.
 
     Args:
@@ -383,9 +389,9 @@ def resume_run(checkpoints: RunCheckpoints, trainer: Engine) -> None:
     checkpoints.validator.state.best_metric_epoch = content["best_metric_epoch"]
 
     @trainer.on(Events.STARTED)
-    def restore_scaler(engine: Engine) -> None:
+    def restore_scaler(engine: Workflow) -> None:
         # MONAI makes the scaler when the run begins
-        if content["scaler"] and getattr(engine, "scaler", None) is not None:
+        if content["scaler"] and engine.scaler is not None:
             engine.scaler.load_state_dict(content["scaler"])
 
 
@@ -399,20 +405,20 @@ class Reseed:
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Workflow) -> None:
         """
         Args:
             engine: the trainer.
         """
         engine.add_event_handler(Events.EPOCH_STARTED, self)
 
-    def __call__(self, engine: Engine) -> None:
+    def __call__(self, engine: Workflow) -> None:
         seed = (self.seed + engine.state.epoch) % 2**32
         torch.manual_seed(seed)
         np.random.seed(seed)
         random.seed(seed)
         # without workers the transforms hold random states of their own
-        set_rnd(engine.data_loader.dataset, seed)
+        set_rnd(cast(DataLoader, engine.data_loader).dataset, seed)
 
 
 class Progress:
@@ -427,7 +433,7 @@ class Progress:
         self.description = description
         self.loss = loss
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Workflow) -> None:
         """
         Args:
             engine: a trainer or an evaluator.

@@ -47,7 +47,10 @@ def names(cases):
 def test_topcow_finds_both_modalities_or_one(tmp_path):
     topcow(tmp_path, 1, 2)
     assert names(list_cases("topcow", str(tmp_path))) == [
-        "topcow_ct_001", "topcow_ct_002", "topcow_mr_001", "topcow_mr_002",
+        "topcow_ct_001",
+        "topcow_ct_002",
+        "topcow_mr_001",
+        "topcow_mr_002",
     ]
     assert names(list_cases("topcow", str(tmp_path), modality="mr")) == ["topcow_mr_001", "topcow_mr_002"]
     case = list_cases("topcow", str(tmp_path), modality="ct")[0]
@@ -202,7 +205,7 @@ def test_split_is_the_same_everywhere_and_ever():
     assert [names(split_cases(cases, fold).held_out) for fold in range(5)] == EXPECTED_SPLIT
 
 
-EXPECTED_SPLIT = [['case3', 'case9'], ['case1', 'case5'], ['case4', 'case7'], ['case0', 'case6'], ['case2', 'case8']]
+EXPECTED_SPLIT = [["case3", "case9"], ["case1", "case5"], ["case4", "case7"], ["case0", "case6"], ["case2", "case8"]]
 
 
 def test_seed_changes_the_split():

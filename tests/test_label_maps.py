@@ -161,5 +161,12 @@ def test_unknown_values_are_named():
         to_class_indices(np.array([0, 13, 14, 13, 15]), [0, 15])
     with pytest.raises(ValueError, match=r"values that are not in label_values: 1, 2, .*, 10 \.\.\.; list"):
         to_class_indices(np.arange(20), [0])
-    with pytest.raises(ValueError, match="other_values must be 'error' or 'background', got 'ignore'"):
+    with pytest.raises(ValueError, match="other_values must be 'error', 'background' or 'foreground', got 'ignore'"):
         to_class_indices(np.arange(2), [0, 1], other_values="ignore")
+
+
+def test_values_not_listed_can_be_the_only_class():
+    indices = to_class_indices(np.array([0, 1, 5, 15]), [0, 1], other_values="foreground")
+    np.testing.assert_array_equal(indices, [0, 1, 1, 1])
+    with pytest.raises(ValueError, match=r"other_values 'foreground' needs two classes, got label_values \[0, 1, 2\]"):
+        to_class_indices(np.arange(2), [0, 1, 2], other_values="foreground")

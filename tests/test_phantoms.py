@@ -119,14 +119,14 @@ def test_visible_but_unlabelled_vessels_are_bright_too():
     assert shown > alone + 100
 
 
-@pytest.mark.parametrize(
-    "path", ["topbrain/labels/topcow_ct_001.nii.gz", "topcow_roi/topcow_mr_roi_003.nii.gz"]
-)
+@pytest.mark.parametrize("path", ["topbrain/labels/topcow_ct_001.nii.gz", "topcow_roi/topcow_mr_roi_003.nii.gz"])
 def test_real_label_maps_can_be_rendered(path):
     if not (SHARED / path).is_file():
         pytest.skip("needs the development data")
     stored = nibabel.load(SHARED / path)
-    everything = np.asarray(stored.dataobj)[60:180, 60:180, 60:140] if "topbrain" in path else np.asarray(stored.dataobj)
+    everything = (
+        np.asarray(stored.dataobj)[60:180, 60:180, 60:140] if "topbrain" in path else np.asarray(stored.dataobj)
+    )
     label = np.where(everything <= 15, everything, 0)
     image = render(label, 1, "ct", visible=everything, spacing=stored.header.get_zooms()[:3]).astype(float)
     assert image.shape == label.shape

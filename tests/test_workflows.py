@@ -12,7 +12,15 @@ from ignite.engine import Engine, Events
 
 from monai_skelrec import workflows
 
-CONFIG = "epochs: 10\nresume: false\nlearning_rate: 0.01\npatch_size: [8, 8]\ntask: vessels\ntrain: {crop: 1}\nnothing: null\n"
+CONFIG = """
+epochs: 10
+resume: false
+learning_rate: 0.01
+patch_size: [8, 8]
+task: vessels
+train: {crop: 1}
+nothing: null
+"""
 
 
 @pytest.fixture

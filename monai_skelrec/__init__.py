@@ -1,0 +1,59 @@
+"""Skeleton Recall Loss for MONAI: networks that keep vessels, nerves, canals, roads and cracks in one piece."""
+
+from __future__ import annotations
+
+from .datasets import Split, list_cases, split_cases
+from .losses import DiceCESkeletonRecallLoss, SkeletonRecallLoss
+from .metrics import (
+    BettiErrorMetric,
+    CenterlineDiceMetric,
+    compute_betti_error,
+    compute_betti_numbers,
+    compute_centerline_dice,
+)
+from .phantoms import circle_of_willis, jaw, render, write_phantoms
+from .skeletons import tubed_skeleton
+from .transforms import (
+    CheckScan,
+    CheckScand,
+    CheckScanD,
+    CheckScanDict,
+    MapLabelValues,
+    MapLabelValuesd,
+    MapLabelValuesD,
+    MapLabelValuesDict,
+    TubedSkeleton,
+    TubedSkeletond,
+    TubedSkeletonD,
+    TubedSkeletonDict,
+)
+
+__all__ = [
+    "BettiErrorMetric",
+    "CenterlineDiceMetric",
+    "CheckScan",
+    "CheckScanD",
+    "CheckScanDict",
+    "CheckScand",
+    "DiceCESkeletonRecallLoss",
+    "MapLabelValues",
+    "MapLabelValuesD",
+    "MapLabelValuesDict",
+    "MapLabelValuesd",
+    "SkeletonRecallLoss",
+    "Split",
+    "TubedSkeleton",
+    "TubedSkeletonD",
+    "TubedSkeletonDict",
+    "TubedSkeletond",
+    "circle_of_willis",
+    "compute_betti_error",
+    "compute_betti_numbers",
+    "compute_centerline_dice",
+    "jaw",
+    "list_cases",
+    "render",
+    "split_cases",
+    "tubed_skeleton",
+    "write_phantoms",
+]
