@@ -65,7 +65,7 @@ class MapLabelValues(Transform):
                 list and ``other_values`` is "error".
         """
         array = to_numpy(label)
-        broken = array[~(np.rint(array) == array)] if array.dtype.kind == "f" else array[:0]
+        broken = array[~(np.isfinite(array) & (np.rint(array) == array))] if array.dtype.kind == "f" else array[:0]
         if broken.size:
             raise ValueError(f"The label{_file_of(label)} must hold whole numbers, got {broken[0]}.")
         try:

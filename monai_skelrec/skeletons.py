@@ -166,7 +166,9 @@ def _class_indices(value: np.ndarray, ignore_index: int | None) -> np.ndarray:
     if value.dtype.kind == "f":
         wrong = value[~(np.isfinite(value) & (value == np.round(value)))]
         if wrong.size:
-            raise ValueError(f"label must hold integers (class indices), got the value {wrong[0]}.")
+            raise ValueError(
+                f"label must hold integers (class indices), got the value {wrong[0]}; resample by nearest voxel."
+            )
     value = value.astype(np.int64)
     negative = value[(value < 0) & (value != ignore_index)] if ignore_index is not None else value[value < 0]
     if negative.size:

@@ -142,6 +142,9 @@ class TubedSkeletond(MapTransform):
     crop not the cropped one. It draws nothing at random, so before the first random transform a ``CacheDataset`` would
     even store it. :py:func:`check_order` finds a pipeline that gets this wrong.
 
+    A lazy ``Compose`` applies what is pending before this transform, but MONAI 1.6 then interpolates a label linearly,
+    whatever ``mode`` its transforms have; give it ``overrides={"label": {"mode": "nearest"}}``.
+
     Args:
         keys: labels to thin.
         skeleton_keys: where the tubed skeletons go, one for each of ``keys``.
