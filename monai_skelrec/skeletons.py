@@ -202,6 +202,8 @@ def _parts(value: np.ndarray, groups: str | Sequence[Sequence[int]] | None, igno
                     raise ValueError(f"groups must name labels, whole numbers from 1 (0 is background), got {member}.")
                 seen.add(member)
                 part[value == member] = number
+        if not seen:
+            raise ValueError(f"groups must name at least one label, got {groups}.")
     if ignore_index is not None:
         part[value == ignore_index] = -1
     return part

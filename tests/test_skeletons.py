@@ -344,6 +344,7 @@ def test_same_label_gives_the_same_tube_whatever_its_memory_looks_like():
         (None, {"groups": ["1"]}, "groups must be a list of lists"),
         (None, {"groups": [[1, 2], [2]]}, "groups must name each label once, but 2 stands in them twice"),
         (None, {"groups": [[1, 1]]}, "groups must name each label once"),
+        (None, {"groups": [[]]}, "groups must name at least one label"),
         (None, {"groups": [[0, 1]]}, "whole numbers from 1 .*got 0"),
         (None, {"groups": [[1, -3]]}, "whole numbers from 1 .*got -3"),
         (None, {"groups": [[1.5]]}, "whole numbers from 1 .*got 1.5"),
