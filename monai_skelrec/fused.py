@@ -3,34 +3,24 @@
 Dice, cross-entropy and skeleton recall are sums over voxels of the probabilities, so their gradient with respect to
 the logits has a closed form in those sums. The forward pass keeps the sums; the backward pass computes the
 probabilities again, chunk by chunk. Nothing of the size of the logits is ever held but the gradient itself.
-
-In a chunk, a label or a tube is a list of (class, voxel) pairs: one pair a voxel for class indices, one a positive
-entry for multi-hot channels. Neither is ever expanded to one channel per class.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from .chunks import Chunk, Voxels
 
 __all__ = ["Formula", "fused_loss"]
 
-_T = TypeVar("_T")
-
 # exp(z) as exp2(z * log2(e)), three times faster on a CPU
 _LOG2_E = 1 / math.log(2)
-
-# Bytes of the probabilities of one chunk. On a CPU a chunk and its scratch stay in the second-level cache; elsewhere
-# few kernels matter more, and about four blocks of this size live at once.
-CPU_CHUNK_BYTES = 2**22
-GPU_CHUNK_BYTES = 2**23
 
 
 class Formula(NamedTuple):
@@ -107,7 +97,7 @@ class _FusedLoss(torch.autograd.Function):
         order: list[int],
         world: int,
     ) -> torch.Tensor:
-        voxels = _Voxels(input, label, tube, order, formula.ignore_index)
+        voxels = Voxels(input, label, tube, order, formula.ignore_index)
         with torch.autocast(input.device.type, enabled=False):
             sums = _sums(voxels, weight, formula)
             if world > 1:
@@ -120,139 +110,35 @@ class _FusedLoss(torch.autograd.Function):
         return loss.to(voxels.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         input, label, tube = ctx.saved_tensors
-        voxels = _Voxels(input, label, tube, ctx.order, ctx.formula.ignore_index, check=False)
+        voxels = Voxels(input, label, tube, ctx.order, ctx.formula.ignore_index, check=False)
         grad = torch.empty_like(input)
-        with torch.autocast(input.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(input.device.type, enabled=False):
             # not on the finished gradient: in half precision a scaled loss would come too late for small values
             slopes = [(slope * grad_output).to(voxels.dtype) for slope in ctx.slopes]
             _write_gradient(voxels.rows(grad), voxels, ctx.weight, slopes, ctx.formula.sigmoid)
+        if torch.is_grad_enabled():
+            grad = _OnlyOnce.apply(grad, input, grad_output)
         return grad, None, None, None, None, None, None
 
 
-class _Pairs(NamedTuple):
-    """The positive entries of a label or a tube in a chunk."""
+class _OnlyOnce(torch.autograd.Function):
+    """Makes a second derivative an error; without it, it would silently be 0."""
 
-    classes: torch.Tensor
-    voxels: torch.Tensor | slice  # everything, where each voxel has exactly one class
-    entries: torch.Tensor  # position in the flattened (N, voxels) block
+    @staticmethod
+    def forward(ctx: Any, grad: torch.Tensor, *depends_on: torch.Tensor) -> torch.Tensor:
+        return grad.clone()
 
-
-class _Chunk(NamedTuple):
-    """Some voxels of one item, with two blocks of the shape of the logits to write to."""
-
-    item: int
-    span: slice
-    logits: torch.Tensor  # (N, voxels)
-    keep: torch.Tensor | None  # (voxels,), False where ignored; None where nothing can be
-    label: _Pairs
-    tube: _Pairs
-    blocks: tuple[torch.Tensor, torch.Tensor]
+    @staticmethod
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        raise RuntimeError("DiceCESkeletonRecallLoss can be differentiated once, not twice: avoid create_graph=True.")
 
 
-class _Voxels:
-    """Logits, label and tube of a batch, read chunk by chunk in the order in which the logits lie in memory."""
-
-    def __init__(
-        self,
-        input: torch.Tensor,
-        label: torch.Tensor,
-        tube: torch.Tensor,
-        order: list[int],
-        ignore_index: int | None,
-        check: bool = True,
-    ) -> None:
-        self.order = order
-        self.ignore_index = ignore_index
-        self.check = check
-        self.logits, self.label, self.tube = self.rows(input), self.rows(label), self.rows(tube)
-        self.n_classes = input.shape[1]
-        self.multi_hot = label.shape[1] == self.n_classes
-        self.dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-
-    def rows(self, x: torch.Tensor) -> torch.Tensor:
-        """Shape (B, N, voxels); a view for the logits and their gradient."""
-        return x.permute(0, 1, *self.order).flatten(2)
-
-    def map(self, work: Callable[[Iterator[_Chunk]], _T]) -> list[_T]:
-        """Hand all chunks to ``work``, on a CPU in equal shares to one thread a core.
-
-        Threads of our own, each with PyTorch's own threading off: a chunk is thousands of times smaller than a
-        tensor, and joining all cores after each operation on it costs seconds where cores are shared, as with data
-        loading.
-        """
-        n_items, n_classes, n_voxels = self.logits.shape
-        on_cpu = self.logits.device.type == "cpu"
-        # pairs and other numbers per voxel weigh as much as some 16 classes
-        step = max(1, (CPU_CHUNK_BYTES if on_cpu else GPU_CHUNK_BYTES) // (4 * (n_classes + 16)))
-        spans = [(item, slice(start, start + step)) for item in range(n_items) for start in range(0, n_voxels, step)]
-        threads = torch.get_num_threads()
-        if not on_cpu or threads == 1 or len(spans) == 1:
-            return [work(self._chunks(spans))]
-
-        def share(first: int) -> _T:
-            torch.set_num_threads(1)
-            try:
-                with torch.no_grad():
-                    return work(self._chunks(spans[first::threads]))
-            finally:
-                torch.set_num_threads(threads)
-
-        with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(share, range(threads)))
-
-    def _chunks(self, spans: list[tuple[int, slice]]) -> Iterator[_Chunk]:
-        size = max((span.stop - span.start for _, span in spans), default=0) * self.n_classes
-        scratch = self.logits.new_empty(2, size, dtype=self.dtype)
-        for item, span in spans:
-            logits, label, tube = (x[item, :, span] for x in (self.logits, self.label, self.tube))
-            keep = None if self.ignore_index is None else (label != self.ignore_index).all(0)
-            first, second = scratch[:, : logits.numel()].view(2, *logits.shape)
-            yield _Chunk(
-                item,
-                span,
-                logits,
-                keep,
-                self._pairs("label", label, keep, with_background=True),
-                self._pairs("tubed skeleton", tube, keep, with_background=False),
-                (first, second),
-            )
-
-    def _pairs(self, name: str, values: torch.Tensor, keep: torch.Tensor | None, with_background: bool) -> _Pairs:
-        n_voxels = values.shape[1]
-        if self.multi_hot:
-            positive = values != 0 if keep is None else (values != 0) & keep
-            classes, voxels = positive.nonzero(as_tuple=True)
-            if self.check and (values[classes, voxels] != 1).any():
-                raise ValueError(f"{name} must be 0 or 1 in each of its {self.n_classes} channels, got other values.")
-            return _Pairs(classes, voxels, classes * n_voxels + voxels)
-        index = values[0]
-        every = with_background and keep is None
-        if every:
-            voxels = torch.arange(n_voxels, device=index.device)
-        else:
-            # a label takes part where it is kept, a tube where it also has a class
-            wanted = index if keep is None else keep if with_background else (index != 0) & keep
-            voxels = wanted.nonzero()[:, 0]
-            index = index[voxels]
-        classes = index.long()
-        if self.check and len(classes) > 0:
-            low, high = classes.aminmax()
-            if low < 0 or high >= self.n_classes or (index.is_floating_point() and (index != classes).any()):
-                raise ValueError(
-                    f"{name} must hold whole class indices from 0 to {self.n_classes - 1}"
-                    f"{'' if self.ignore_index is None else f' or ignore_index={self.ignore_index}'}, "
-                    f"got values from {index.min().item():g} to {index.max().item():g}."
-                )
-        return _Pairs(classes, slice(None) if every else voxels, (classes * n_voxels).add_(voxels))
-
-
-def _softmax(chunk: _Chunk) -> tuple[torch.Tensor, torch.Tensor]:
+def _softmax(chunk: Chunk) -> tuple[torch.Tensor, torch.Tensor]:
     """Probabilities in the first block, 0 where ignored, and the logarithm of the probability of each label."""
-    p = chunk.blocks[0]
-    torch.sub(chunk.logits, chunk.logits.amax(0).to(p.dtype), out=p)
+    p = chunk.blocks[0].copy_(chunk.logits)
+    p -= p.amax(0)
     at_label = p.view(-1)[chunk.label.entries]
     total = p.mul_(_LOG2_E).exp2_().sum(0)
     p *= 1 / total if chunk.keep is None else chunk.keep / total
@@ -263,13 +149,13 @@ def _softmax(chunk: _Chunk) -> tuple[torch.Tensor, torch.Tensor]:
 _I, _P, _G, _R, _S = range(5)
 
 
-def _sums(voxels: _Voxels, weight: torch.Tensor | None, formula: Formula) -> torch.Tensor:
+def _sums(voxels: Voxels, weight: torch.Tensor | None, formula: Formula) -> torch.Tensor:
     """All sums over voxels, as one float64 vector: counts are exact up to 2**53."""
     n_classes = voxels.n_classes
     n_items = 1 if formula.batch else len(voxels.logits)
     w = None if weight is None else weight.to(voxels.dtype)
 
-    def add(chunks: Iterator[_Chunk]) -> torch.Tensor:
+    def add(chunks: Iterator[Chunk]) -> torch.Tensor:
         sums = voxels.logits.new_zeros(5 * n_items * n_classes + 2, dtype=torch.float64)
         per_class = sums[:-2].view(n_items, 5, n_classes)
         for chunk in chunks:
@@ -307,7 +193,7 @@ def _sums(voxels: _Voxels, weight: torch.Tensor | None, formula: Formula) -> tor
 
 
 def _value_and_slopes(
-    sums: torch.Tensor, weight: torch.Tensor | None, formula: Formula, voxels: _Voxels
+    sums: torch.Tensor, weight: torch.Tensor | None, formula: Formula, voxels: Voxels
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The loss, and the slopes of its terms: alpha, beta and gamma of shape (B or 1, N), and that of cross-entropy."""
     n_classes = voxels.n_classes
@@ -344,14 +230,14 @@ def _value_and_slopes(
 
 
 def _write_gradient(
-    out: torch.Tensor, voxels: _Voxels, weight: torch.Tensor | None, slopes: list[torch.Tensor], sigmoid: bool
+    out: torch.Tensor, voxels: Voxels, weight: torch.Tensor | None, slopes: list[torch.Tensor], sigmoid: bool
 ) -> None:
     """Write the gradient by the logits into ``out``, shape (B, N, voxels)."""
     alpha, beta, gamma = (slope.expand(len(out), -1) for slope in slopes[:3])
     ce = slopes[3]
     ce_of_class = None if weight is None else ce * weight.to(ce)
 
-    def write(chunks: Iterator[_Chunk]) -> None:
+    def write(chunks: Iterator[Chunk]) -> None:
         for chunk in chunks:
             label, tube = chunk.label, chunk.tube
             a, b, c = alpha[chunk.item], beta[chunk.item], gamma[chunk.item]

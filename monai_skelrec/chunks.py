@@ -1,0 +1,145 @@
+"""A batch, a chunk of voxels at a time: how the fused loss reads logits, label and tubed skeleton.
+
+In a chunk, a label or a tube is a list of (class, voxel) pairs: one pair a voxel for class indices, one a positive
+entry for multi-hot channels. Neither is ever expanded to one channel per class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+import torch
+
+__all__ = ["Chunk", "Pairs", "Voxels"]
+
+_T = TypeVar("_T")
+
+# Bytes of one chunk with the numbers per voxel that go with it. On a CPU its probabilities stay in the second-level
+# cache; elsewhere few kernels matter more, and about four blocks of this size live at once.
+CPU_CHUNK_BYTES = 2**21
+GPU_CHUNK_BYTES = 2**23
+
+
+class Pairs(NamedTuple):
+    """The positive entries of a label or a tube in a chunk."""
+
+    classes: torch.Tensor
+    voxels: torch.Tensor | slice  # everything, where each voxel has exactly one class
+    entries: torch.Tensor  # position in the flattened (N, voxels) block
+
+
+class Chunk(NamedTuple):
+    """Some voxels of one item, with two blocks of the shape of the logits to write to."""
+
+    item: int
+    span: slice
+    logits: torch.Tensor  # (N, voxels)
+    keep: torch.Tensor | None  # (voxels,), False where ignored; None where nothing can be
+    label: Pairs
+    tube: Pairs
+    blocks: tuple[torch.Tensor, torch.Tensor]
+
+
+class Voxels:
+    """Logits, label and tube of a batch, read chunk by chunk in the order in which the logits lie in memory."""
+
+    def __init__(
+        self,
+        input: torch.Tensor,
+        label: torch.Tensor,
+        tube: torch.Tensor,
+        order: list[int],
+        ignore_index: int | None,
+        check: bool = True,
+    ) -> None:
+        self.order = order
+        self.ignore_index = ignore_index
+        self.check = check
+        self.logits, self.label, self.tube = self.rows(input), self.rows(label), self.rows(tube)
+        self.n_classes = input.shape[1]
+        self.multi_hot = label.shape[1] == self.n_classes
+        self.dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+
+    def rows(self, x: torch.Tensor) -> torch.Tensor:
+        """Shape (B, N, voxels); a view for the logits and their gradient."""
+        return x.permute(0, 1, *self.order).flatten(2)
+
+    def map(self, work: Callable[[Iterator[Chunk]], _T]) -> list[_T]:
+        """Hand all chunks to ``work``, on a CPU in equal shares to one thread a core.
+
+        Threads of our own, each with PyTorch's own threading off: a chunk is thousands of times smaller than a
+        tensor, and joining all cores after each operation on it costs seconds where cores are shared, as with data
+        loading.
+        """
+        n_items, n_classes, n_voxels = self.logits.shape
+        on_cpu = self.logits.device.type == "cpu"
+        # pairs and other numbers per voxel weigh as much as some 16 classes
+        step = max(1, (CPU_CHUNK_BYTES if on_cpu else GPU_CHUNK_BYTES) // (4 * (n_classes + 16)))
+        spans = [(item, slice(start, start + step)) for item in range(n_items) for start in range(0, n_voxels, step)]
+        threads = torch.get_num_threads()
+        if not on_cpu or threads == 1 or len(spans) <= 1:
+            return [work(self._chunks(spans))]
+
+        def share(first: int) -> _T:
+            torch.set_num_threads(1)
+            try:
+                with torch.no_grad():
+                    return work(self._chunks(spans[first::threads]))
+            finally:
+                torch.set_num_threads(threads)
+
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(share, range(threads)))
+
+    def _chunks(self, spans: list[tuple[int, slice]]) -> Iterator[Chunk]:
+        size = max((span.stop - span.start for _, span in spans), default=0)
+        scratch = self.logits.new_empty(2, size * self.n_classes, dtype=self.dtype)
+        count = torch.arange(size, device=self.logits.device)
+        for item, span in spans:
+            logits, label, tube = (x[item, :, span] for x in (self.logits, self.label, self.tube))
+            keep = None if self.ignore_index is None else (label != self.ignore_index).all(0)
+            first, second = scratch[:, : logits.numel()].view(2, *logits.shape)
+            every = count[: logits.shape[1]]
+            yield Chunk(
+                item,
+                span,
+                logits,
+                keep,
+                self._pairs("label", label, every, keep, with_background=True),
+                self._pairs("tubed skeleton", tube, every, keep, with_background=False),
+                (first, second),
+            )
+
+    def _pairs(
+        self, name: str, values: torch.Tensor, every: torch.Tensor, keep: torch.Tensor | None, with_background: bool
+    ) -> Pairs:
+        if self.multi_hot:
+            positive = values != 0 if keep is None else (values != 0) & keep
+            classes, voxels = positive.nonzero(as_tuple=True)
+            if self.check and (values[classes, voxels] != 1).any():
+                raise ValueError(f"{name} must be 0 or 1 in each of its {self.n_classes} channels, got other values.")
+            return Pairs(classes, voxels, classes * len(every) + voxels)
+        index = values[0]
+        if with_background and keep is None:
+            classes = self._classes(name, index)
+            return Pairs(classes, slice(None), (classes * len(every)).add_(every))
+        # a label takes part where it is kept, a tube where it also has a class
+        wanted = index if keep is None else keep if with_background else (index != 0) & keep
+        voxels = wanted.nonzero()[:, 0]
+        classes = self._classes(name, index[voxels])
+        return Pairs(classes, voxels, classes * len(every) + voxels)
+
+    def _classes(self, name: str, index: torch.Tensor) -> torch.Tensor:
+        classes = index.long()
+        if self.check and len(classes) > 0:
+            low, high = classes.aminmax()
+            whole = not index.is_floating_point() or torch.equal(classes.to(index.dtype), index)
+            if low < 0 or high >= self.n_classes or not whole:
+                raise ValueError(
+                    f"{name} must hold whole class indices from 0 to {self.n_classes - 1}"
+                    f"{'' if self.ignore_index is None else f' or ignore_index={self.ignore_index}'}, "
+                    f"got values from {index.min().item():g} to {index.max().item():g}."
+                )
+        return classes
