@@ -16,10 +16,9 @@ __all__ = ["Chunk", "Pairs", "Voxels"]
 
 _T = TypeVar("_T")
 
-# Bytes of one chunk with the numbers per voxel that go with it. On a CPU its probabilities stay in the second-level
-# cache; elsewhere few kernels matter more, and about four blocks of this size live at once.
-CPU_CHUNK_BYTES = 2**21
-GPU_CHUNK_BYTES = 2**23
+# Bytes of the probabilities of a chunk with the numbers per voxel that go with them; about four times as much is held
+# at once, on a CPU by each thread. Smaller chunks stay in a nearer cache but cost more calls.
+CHUNK_BYTES = 2**23
 
 
 class Pairs(NamedTuple):
@@ -76,7 +75,7 @@ class Voxels:
         n_items, n_classes, n_voxels = self.logits.shape
         on_cpu = self.logits.device.type == "cpu"
         # pairs and other numbers per voxel weigh as much as some 16 classes
-        step = max(1, (CPU_CHUNK_BYTES if on_cpu else GPU_CHUNK_BYTES) // (4 * (n_classes + 16)))
+        step = max(1, CHUNK_BYTES // (4 * (n_classes + 16)))
         spans = [(item, slice(start, start + step)) for item in range(n_items) for start in range(0, n_voxels, step)]
         threads = torch.get_num_threads()
         if not on_cpu or threads == 1 or len(spans) <= 1:
