@@ -20,6 +20,9 @@ _T = TypeVar("_T")
 # at once, on a CPU by each thread. Smaller chunks stay in a nearer cache but cost more calls.
 CHUNK_BYTES = 2**23
 
+# Numbers in a tensor that PyTorch itself does not split over threads.
+SERIAL_SIZE = 2**15
+
 
 class Pairs(NamedTuple):
     """The positive entries of a label or a tube in a chunk."""
@@ -73,12 +76,12 @@ class Voxels:
         loading.
         """
         n_items, n_classes, n_voxels = self.logits.shape
-        on_cpu = self.logits.device.type == "cpu"
+        on_cpu = self.logits.device.type == "cpu" and self.logits.numel() >= SERIAL_SIZE
+        threads = torch.get_num_threads() if on_cpu else 1
         # pairs and other numbers per voxel weigh as much as some 16 classes
-        step = max(1, CHUNK_BYTES // (4 * (n_classes + 16)))
+        step = max(1, min(CHUNK_BYTES // (4 * (n_classes + 16)), n_items * n_voxels // threads))
         spans = [(item, slice(start, start + step)) for item in range(n_items) for start in range(0, n_voxels, step)]
-        threads = torch.get_num_threads()
-        if not on_cpu or threads == 1 or len(spans) <= 1:
+        if threads == 1:
             return [work(self._chunks(spans))]
 
         def share(first: int) -> _T:
@@ -90,7 +93,7 @@ class Voxels:
                 torch.set_num_threads(threads)
 
         with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(share, range(threads)))
+            return list(pool.map(share, range(min(threads, len(spans)))))
 
     def _chunks(self, spans: list[tuple[int, slice]]) -> Iterator[Chunk]:
         size = max((span.stop - span.start for _, span in spans), default=0)

@@ -105,6 +105,7 @@ def assert_equal_to_plain(x, target, tolerance=1e-9, **options):
 def small_chunks(monkeypatch):
     """Chunks of a few voxels, that divide no volume here, on two threads."""
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 4 * 18 * 7)
+    monkeypatch.setattr(chunks, "SERIAL_SIZE", 0)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
