@@ -343,13 +343,16 @@ def _lines(axis: Any, rows: list[tuple[Case, Cost]], quantity: str, unit: str) -
             style = {"color": COLOURS[name], "linestyle": "-" if batch_size == batch_sizes[-1] else "--"}
             line = [(case, cost) for case, cost in rows if (case.loss, case.batch_size) == (name, batch_size)]
             done = [(case.n_classes, getattr(cost, quantity)) for case, cost in line if not cost.failure]
-            axis.plot(*zip(*done or [(math.nan, math.nan)]), marker="o", label=f"{name}, batch {batch_size}", **style)
+            x, y = [n for n, _ in done], [value for _, value in done]
+            axis.plot(x, y, marker="o", markersize=4, label=f"{name}, batch {batch_size}", **style)
             failed = next(((case.n_classes, cost.failure) for case, cost in line if cost.failure), None)
             if failed is not None and done:
                 axis.plot(failed[0], done[-1][1], marker="x", markersize=9, markeredgewidth=2, color=COLOURS[name])
                 axis.annotate(failed[1], (failed[0], done[-1][1]), (4, 4), textcoords="offset points", size=8)
     ticks = sorted({case.n_classes for case, _ in rows})
-    axis.set(xscale="log", yscale="log", xlabel="classes", ylabel=unit)
+    axis.set(xscale="log", xlabel="classes", ylabel=unit)
+    if any(getattr(cost, quantity) > 0 for _, cost in rows):
+        axis.set_yscale("log")
     axis.set_xticks(ticks, labels=[str(tick) for tick in ticks], minor=False)
     axis.set_xticks([], minor=True)
     axis.grid(alpha=0.3)
