@@ -26,6 +26,7 @@ from .transforms import (
     TubedSkeletond,
     TubedSkeletonD,
     TubedSkeletonDict,
+    check_order,
 )
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "TubedSkeletonD",
     "TubedSkeletonDict",
     "TubedSkeletond",
+    "check_order",
     "circle_of_willis",
     "compute_betti_error",
     "compute_betti_numbers",

@@ -41,8 +41,8 @@ class Contrast:
 
 
 CONTRASTS: dict[str, Contrast] = {
-    "ct": Contrast(tissue=40, texture=25, labels=290, noise=35, bias=0.0, drop=0.75, blur=0.75, clutter=260),
-    "mr": Contrast(tissue=120, texture=35, labels=420, noise=40, bias=0.25, drop=0.75, clutter=300),
+    "ct": Contrast(tissue=40, texture=25, labels=290, noise=28, bias=0.0, drop=0.7, blur=0.7, clutter=260),
+    "mr": Contrast(tissue=120, texture=35, labels=420, noise=32, bias=0.25, drop=0.7, clutter=300),
     "cbct": Contrast(tissue=60, texture=60, labels=800, noise=90, bias=0.1, drop=0.7, values={1: 850, 3: 350, 4: 350}),
 }
 

@@ -310,7 +310,8 @@ def _replace(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 class RunCheckpoints:
-    """Write ``model.pt``, the weights with the best validation score, and ``last.pt``, all that resuming needs.
+    """Write ``model.pt``, the weights with the best validation score (the last ones where no epoch was scored), and
+    ``last.pt``, all that resuming needs.
 
     Stands after the ValidationHandler in the trainer's list, so that an epoch is scored before it is written.
 
@@ -348,9 +349,11 @@ class RunCheckpoints:
 
     def __call__(self, engine: Workflow) -> None:
         state = self.validator.state
-        if state.best_metric_epoch == engine.state.epoch:
+        last = engine.state.epoch == engine.state.max_epochs
+        # a run that ends before its first validation, or has nothing to score, keeps its last weights
+        if state.best_metric_epoch == engine.state.epoch or (last and state.best_metric_epoch < 1):
             _replace(self.folder / _WEIGHTS, lambda beside: torch.save(self.network.state_dict(), beside))
-        if engine.state.epoch % self.interval == 0 or engine.state.epoch == engine.state.max_epochs:
+        if engine.state.epoch % self.interval == 0 or last:
             scaler = getattr(engine, "scaler", None)
             content = {
                 "network": self.network.state_dict(),

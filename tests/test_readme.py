@@ -10,6 +10,7 @@ from pathlib import Path
 import monai.bundle
 import pytest
 from monai.bundle import ConfigParser
+
 from monai_skelrec import write_phantoms
 from monai_skelrec.workflows import refuse_unknown_names
 
@@ -37,7 +38,11 @@ def blocks(page, language):
 def commands(page):
     """Each shell command as a list of words, continued lines joined."""
     lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
-    return [words for words in (shlex.split(line.replace("<", "").replace(">", ""), comments=True) for line in lines) if words]
+    return [
+        words
+        for words in (shlex.split(line.replace("<", "").replace(">", ""), comments=True) for line in lines)
+        if words
+    ]
 
 
 def bundle_runs():

@@ -289,6 +289,26 @@ def test_best_weights_and_last_state_are_written(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", "model.pt"]
 
 
+def test_run_that_was_never_scored_keeps_its_last_weights(tmp_path):
+    toy = Toy(tmp_path, epochs=2)
+    toy.trainer.remove_event_handler(toy.validate, Events.EPOCH_COMPLETED)
+    toy.run()
+    best = torch.load(tmp_path / "model.pt", weights_only=True)
+    torch.testing.assert_close(best, dict(toy.network.state_dict()))
+
+
+def test_last_state_can_be_written_less_often(tmp_path):
+    toy = Toy(tmp_path, epochs=4)
+    toy.checkpoints.interval = 3
+    seen = []
+    toy.trainer.add_event_handler(
+        Events.EPOCH_COMPLETED,
+        lambda engine: seen.append((tmp_path / "last.pt").exists() and torch.load(tmp_path / "last.pt")["epoch"]),
+    )
+    toy.run()
+    assert seen == [False, False, 3, 4]
+
+
 def test_resumed_run_equals_an_uninterrupted_one(tmp_path):
     (tmp_path / "whole").mkdir()
     (tmp_path / "parts").mkdir()
