@@ -141,22 +141,23 @@ def run_benchmark(
     if network is not None:
         size = tuple(step_patch_size or patch_size)
         groups += [(STEP, d, n, b, size) for d in devices for b in step_batch_sizes for n in step_classes]
-    measured: dict[Case, list[Cost]] = {}
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: list[tuple[Case, Cost]] = []
     with tqdm(total=len(groups) * len(losses) * repeats, desc="benchmark", unit="run") as progress:
         for what, device, n_classes, batch_size, size in groups:
+            cases = [Case(what, device, name, n_classes, batch_size, size) for name in losses]
+            measured: dict[Case, list[Cost]] = {case: [] for case in cases}
             for _ in range(repeats):
-                for name in losses:
-                    case = Case(what, device, name, n_classes, batch_size, size)
-                    costs = measured.setdefault(case, [])
+                for case, costs in measured.items():
                     if not any(cost.failure for cost in costs):
                         options = (cldice_iterations, memory_limit, network, in_channels)
                         costs.append(_in_a_process(case, time_limit, options))
                     progress.update()
-    rows = [(case, _typical(costs)) for case, costs in measured.items()]
-    folder = Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_csv(rows, folder / "benchmark.csv")
-    (folder / "benchmark.md").write_text(_markdown(rows, repeats))
+            rows += [(case, _typical(costs)) for case, costs in measured.items()]
+            # each time anew: whoever stops a long run keeps what was measured
+            _write_csv(rows, folder / "benchmark.csv")
+            (folder / "benchmark.md").write_text(_markdown(rows, repeats))
     if optional_import("matplotlib")[1]:
         _draw(rows, folder / "benchmark.png")
     return rows

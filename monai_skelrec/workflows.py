@@ -1,7 +1,6 @@
 """What a run of the bundle needs and MONAI lacks.
 
-Misspelt names are refused, what was run is written beside what came out, a run that stopped goes on where it was, and
-the last line of a failure is its cause.
+Misspelt names are refused, what was run is written beside what came out, and the last line of a failure is its cause.
 """
 
 from __future__ import annotations
@@ -9,12 +8,10 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
-import os
-import random
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
@@ -23,25 +20,16 @@ import monai.bundle
 import numpy as np
 import torch
 import yaml
-from ignite.engine import Events
-from ignite.handlers import ProgressBar
 from monai.bundle import ConfigParser, ConfigWorkflow
-from monai.data import DataLoader
-from monai.data.utils import set_rnd
-from monai.engines import Workflow
-from monai.handlers import from_engine
-from monai.utils import CommonKeys
+
+from .handlers import LAST, WEIGHTS, replace
 
 __all__ = [
     "FACTS",
-    "Progress",
-    "Reseed",
-    "RunCheckpoints",
     "check_checkpoint",
     "check_plan",
     "open_run",
     "refuse_unknown_names",
-    "resume_run",
     "root_cause",
     "show_root_cause",
 ]
@@ -75,7 +63,7 @@ _SPLIT = ("modality", "fold", "folds", "split_seed", "group_table")
 
 _NUMBER_OR_WORD = ("fold",)  # knobs that take a number or a word
 
-_CONFIG, _TASK, _WEIGHTS, _LAST = "config.yaml", "task.yaml", "model.pt", "last.pt"
+_CONFIG, _TASK = "config.yaml", "task.yaml"
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
@@ -260,14 +248,14 @@ def open_run(output_dir: str, resume: bool = False) -> None:
         RuntimeError: when it is not called from a bundle workflow.
     """
     folder = Path(output_dir)
-    if not resume and any((folder / name).exists() for name in (_CONFIG, _WEIGHTS, _LAST)):
+    if not resume and any((folder / name).exists() for name in (_CONFIG, WEIGHTS, LAST)):
         raise FileExistsError(f"{output_dir!r} holds a run already; take another --output_dir, or --resume True.")
-    if resume and not (folder / _LAST).is_file():
-        raise FileNotFoundError(f"{output_dir!r} holds no {_LAST} to resume from; start without --resume.")
+    if resume and not (folder / LAST).is_file():
+        raise FileNotFoundError(f"{output_dir!r} holds no {LAST} to resume from; start without --resume.")
     folder.mkdir(parents=True, exist_ok=True)
     config = {key: value for key, value in _running_config().items() if key != ConfigParser.meta_key}
     facts = {key: config[key] for key in (*FACTS, *_SPLIT, "network_def") if key in config}
-    facts["checkpoint"] = str((folder / _WEIGHTS).resolve())
+    facts["checkpoint"] = str((folder / WEIGHTS).resolve())
     _write_yaml(folder / _CONFIG, config, "# The configuration of this run, merged and as run.")
     _write_yaml(
         folder / _TASK, facts, "# Facts of the task and of this run: lay it over evaluate.yaml or inference.json."
@@ -287,7 +275,7 @@ def _running_config() -> dict[str, Any]:
 
 def _write_yaml(path: Path, content: Mapping[str, Any], heading: str) -> None:
     text = yaml.safe_dump(_plain(content), sort_keys=False, allow_unicode=True, width=120)
-    _replace(path, lambda beside: beside.write_text(f"{heading}\n{text}", encoding="utf-8"))
+    replace(path, lambda beside: beside.write_text(f"{heading}\n{text}", encoding="utf-8"))
 
 
 def _plain(value: Any) -> Any:
@@ -297,156 +285,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write beside a file and rename: whoever reads, or whatever kills us, meets the old file or the new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    write(beside)
-    os.replace(beside, path)
-
-
-# --- handlers of the trainer -----------------------------------------------------------------------------------------
-
-
-class RunCheckpoints:
-    """Write ``model.pt``, the weights with the best validation score (the last ones where no epoch was scored), and
-    ``last.pt``, all that resuming needs.
-
-    Stands after the ValidationHandler in the trainer's list, so that an epoch is scored before it is written.
-
-    Args:
-        output_dir: folder of the run.
-        network: whose weights are written.
-        optimizer: goes into ``last.pt``.
-        lr_scheduler: goes into ``last.pt``.
-        validator: evaluator whose ``state.best_metric`` decides.
-        interval: epochs between two ``last.pt``; the last epoch is always written.
-    """
-
-    def __init__(
-        self,
-        output_dir: str,
-        network: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        lr_scheduler: Any,
-        validator: Workflow,
-        interval: int = 1,
-    ) -> None:
-        self.folder = Path(output_dir)
-        self.network = network
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
-        self.validator = validator
-        self.interval = interval
-
-    def attach(self, engine: Workflow) -> None:
-        """
-        Args:
-            engine: the trainer.
-        """
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
-
-    def __call__(self, engine: Workflow) -> None:
-        state = self.validator.state
-        last = engine.state.epoch == engine.state.max_epochs
-        # a run that ends before its first validation, or has nothing to score, keeps its last weights
-        if state.best_metric_epoch == engine.state.epoch or (last and state.best_metric_epoch < 1):
-            _replace(self.folder / _WEIGHTS, lambda beside: torch.save(self.network.state_dict(), beside))
-        if engine.state.epoch % self.interval == 0 or last:
-            scaler = getattr(engine, "scaler", None)
-            content = {
-                "network": self.network.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "lr_scheduler": self.lr_scheduler.state_dict(),
-                "scaler": scaler.state_dict() if scaler is not None else None,
-                "epoch": engine.state.epoch,
-                "best_metric": float(state.best_metric),
-                "best_metric_epoch": state.best_metric_epoch,
-            }
-            _replace(self.folder / _LAST, lambda beside: torch.save(content, beside))
-
-
-def resume_run(checkpoints: RunCheckpoints, trainer: Workflow) -> None:
-    """Put a trainer, and the best score of its validator, where ``last.pt`` left them.
-
-    Args:
-        checkpoints: the handler that wrote the file.
-        trainer: about to run.
-
-    Raises:
-        ValueError: when the run had reached its last epoch already.
-    """
-    path = checkpoints.folder / _LAST
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    if content["epoch"] >= trainer.state.max_epochs:
-        raise ValueError(f"{str(path)!r} has all {content['epoch']} epochs already; raise --epochs to train on.")
-    checkpoints.network.load_state_dict(content["network"])
-    checkpoints.optimizer.load_state_dict(content["optimizer"])
-    # the length of the schedule is that of this run, which may be longer than the one that stopped
-    content["lr_scheduler"].pop("total_iters", None)
-    checkpoints.lr_scheduler.load_state_dict(content["lr_scheduler"])
-    trainer.state.epoch = content["epoch"]
-    trainer.state.iteration = content["epoch"] * trainer.state.epoch_length
-    checkpoints.validator.state.best_metric = content["best_metric"]
-    checkpoints.validator.state.best_metric_epoch = content["best_metric_epoch"]
-
-    @trainer.on(Events.STARTED)
-    def restore_scaler(engine: Workflow) -> None:
-        # MONAI makes the scaler when the run begins
-        if content["scaler"] and engine.scaler is not None:
-            engine.scaler.load_state_dict(content["scaler"])
-
-
-class Reseed:
-    """Seed every epoch by its number, so that a resumed run draws what an uninterrupted one would have drawn.
-
-    Args:
-        seed: of the run.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def attach(self, engine: Workflow) -> None:
-        """
-        Args:
-            engine: the trainer.
-        """
-        engine.add_event_handler(Events.EPOCH_STARTED, self)
-
-    def __call__(self, engine: Workflow) -> None:
-        seed = (self.seed + engine.state.epoch) % 2**32
-        torch.manual_seed(seed)
-        np.random.seed(seed)
-        random.seed(seed)
-        # without workers the transforms hold random states of their own
-        set_rnd(cast(DataLoader, engine.data_loader).dataset, seed)
-
-
-class Progress:
-    """A progress bar over the iterations of an engine.
-
-    Args:
-        description: what an iteration belongs to.
-        loss: whether the loss is shown beside it (trainers).
-    """
-
-    def __init__(self, description: str, loss: bool = False) -> None:
-        self.description = description
-        self.loss = loss
-
-    def attach(self, engine: Workflow) -> None:
-        """
-        Args:
-            engine: a trainer or an evaluator.
-        """
-        bar = ProgressBar(desc=self.description, persist=True, bar_format=_BAR)
-        bar.attach(engine, output_transform=_loss_of if self.loss else None)
-
-
-_BAR = "{desc}[{n_fmt}/{total_fmt}] {percentage:3.0f}%|{bar}|{postfix} {elapsed}<{remaining}"
-
-
-def _loss_of(output: Any) -> dict[str, float]:
-    return {"loss": float(from_engine(CommonKeys.LOSS, first=True)(output))}

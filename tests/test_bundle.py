@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import itk
 import monai.bundle
@@ -15,126 +12,27 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from bundle_data import (
+    BUNDLE,
+    CONFIGS,
+    ROOT,
+    SCHEMA,
+    SHAPE,
+    SMALL_BUDGET,
+    SMALL_NETWORK,
+    TASKS,
+    command,
+    files_of,
+    overlay,
+    run_of,
+    save_nifti,
+    small_network,
+    write_data,
+)
 from monai.bundle import ConfigParser, ConfigWorkflow
 from PIL import Image
 
-from monai_skelrec import circle_of_willis, jaw, render
-from monai_skelrec.workflows import FACTS, root_cause
-
-ROOT = Path(__file__).parents[1]
-BUNDLE = ROOT / "bundle"
-CONFIGS = BUNDLE / "configs"
-SCHEMA = ROOT.parent / "shared" / "data" / "schema" / "meta_schema_20240725.json"
-TASKS = ("topcow", "topcow_binary", "toothfairy", "toothfairy2", "folder", "folder_2d")
-SHAPE = (36, 40, 32)
-
-# two steps of a network of three levels: enough to see every file, far too little to learn
-SMALL_NETWORK = {
-    "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]],
-    "kernel_size": [[3, 3, 3], [3, 3, 3], [3, 3, 3]],
-    "filters": [4, 6, 8],
-    "patch_size": [32, 32, 32],
-}
-SMALL_NETWORK_2D = SMALL_NETWORK | {"strides": [1, 2, 2], "kernel_size": [3, 3, 3], "patch_size": [32, 32]}
-SMALL_BUDGET = {"epochs": 1, "iterations_per_epoch": 2, "val_interval": 1, "num_workers": 0, "overlap": 0.1, "folds": 2}
-
-
-def small_network(task):
-    return SMALL_NETWORK_2D if task == "folder_2d" else SMALL_NETWORK
-
-
-def files_of(base, *others):
-    return [str(CONFIGS / base), *(str(CONFIGS / other) for other in others)]
-
-
-def overlay(task):
-    return () if task == "topcow" else (f"{task}.yaml",)
-
-
-# --- data of each task -----------------------------------------------------------------------------------------------
-
-
-def save_nifti(path, array, affine=None):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nibabel.save(nibabel.Nifti1Image(array, np.diag([0.8, 0.8, 1.2, 1]) if affine is None else affine), path)
-
-
-def save_mha(path, array):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture = itk.image_from_array(np.ascontiguousarray(array.T))
-    picture.SetSpacing([0.6, 0.6, 0.6])
-    picture.SetOrigin([5, -3, 2])
-    itk.imwrite(picture, str(path))
-
-
-def save_npy(path, array):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, array)
-
-
-def save_picture(path, array):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
-
-
-def write_data(task, root, count=4):
-    """A data set of ``count`` cases in the layout of a task; spacing and values as the task has them."""
-    for number in range(1, count + 1):
-        if task.startswith("topcow"):
-            label = circle_of_willis(number, SHAPE, 1.5)
-            # stored to the left and to the back, as TopCoW's files are
-            affine = np.diag([-0.8, -0.8, 1.2, 1])
-            save_nifti(root / "imagesTr" / f"topcow_ct_{number:03d}_0000.nii.gz", render(label, number), affine)
-            save_nifti(root / "cow_seg_labelsTr" / f"topcow_ct_{number:03d}.nii.gz", label, affine)
-        elif task == "toothfairy":
-            label = jaw(number, SHAPE, 2.0)
-            save_npy(root / f"P{number}" / "data.npy", render(label, number, "cbct").astype(float))
-            save_npy(root / f"P{number}" / "gt_alpha.npy", (label > 1).astype(np.uint8))
-        elif task == "toothfairy2":
-            label = jaw(number, SHAPE, 2.0)
-            save_mha(root / "imagesTr" / f"ToothFairy2F_{number:03d}_0000.mha", render(label, number, "cbct"))
-            save_mha(root / "labelsTr" / f"ToothFairy2F_{number:03d}.mha", label)
-        elif task == "folder":
-            label = circle_of_willis(number, SHAPE, 1.5)
-            ending = (".nii.gz", ".mha", ".nrrd", ".nii")[number % 4]
-            save = save_mha if ending in (".mha", ".nrrd") else save_nifti
-            save(root / "images" / f"scan.{number}{ending}", render(label, number))
-            save(root / "labels" / f"scan.{number}{ending}", (label > 0).astype(np.uint8))
-        else:
-            label = (circle_of_willis(number, (48, 40, 32), 1.5) > 0).any(axis=2)
-            grey = (60 + 120 * label + np.random.default_rng(number).normal(0, 9, label.shape)).astype(np.uint8)
-            save_picture(root / "images" / f"{number}.tif", np.stack([grey] * 3, axis=-1))
-            ending = ("png", "gif")[number % 2]
-            save_picture(root / "labels" / f"{number}.{ending}", (255 * label).astype(np.uint8))
-    return root
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """For each task its data and a folder with a trained run; made once."""
-    made = {}
-
-    def of(task):
-        if task not in made:
-            root = tmp_path_factory.mktemp(task)
-            spacing = {} if task.startswith("folder") else {"spacing": [1.0, 1.0, 1.0]}
-            monai.bundle.run(
-                run_id="training",
-                config_file=files_of("train.yaml", *overlay(task)),
-                dataset_dir=str(write_data(task, root / "data")),
-                output_dir=str(root / "run"),
-                **SMALL_BUDGET,
-                **small_network(task),
-                **spacing,
-            )
-            made[task] = root
-        return made[task]
-
-    return of
-
-
-def run_of(root, base):
-    return [str(CONFIGS / base), str(root / "run" / "task.yaml")]
+from monai_skelrec.workflows import FACTS
 
 
 def scans_dir(task, root):
@@ -414,128 +312,6 @@ def test_written_config_gives_the_same_model_again(trained, tmp_path):
         assert torch.equal(value, second[name]), name
 
 
-# --- mistakes --------------------------------------------------------------------------------------------------------
-
-
-def failure_of(run_id, files, **knobs):
-    with pytest.raises(Exception) as error:  # noqa: B017 - MONAI wraps each in a RuntimeError of its own
-        monai.bundle.run(run_id=run_id, config_file=files, **knobs)
-    return root_cause(error.value)
-
-
-def train_failure(tmp_path, **knobs):
-    return failure_of(
-        "training",
-        files_of("train.yaml"),
-        **{**SMALL_BUDGET, **SMALL_NETWORK, "output_dir": str(tmp_path / "run"), "spacing": None, **knobs},
-    )
-
-
-@pytest.fixture
-def data(tmp_path):
-    return write_data("topcow", tmp_path / "data", count=2)
-
-
-def test_wrong_folder(tmp_path):
-    assert train_failure(tmp_path, dataset_dir=str(tmp_path / "nowhere")).endswith(
-        "set --dataset_dir to the data's folder."
-    )
-    assert not (tmp_path / "run").exists()
-
-
-def test_folder_without_labels(tmp_path, data):
-    for path in (data / "cow_seg_labelsTr").iterdir():
-        path.unlink()
-    assert "has no label" in train_failure(tmp_path, dataset_dir=str(data))
-
-
-def test_label_values_outside_the_table(tmp_path, data):
-    path = data / "cow_seg_labelsTr" / "topcow_ct_001.nii.gz"
-    label = np.asarray(nibabel.load(path).dataobj).copy()
-    label[0, 0, 0] = 77
-    save_nifti(path, label, nibabel.load(path).affine)
-    message = train_failure(tmp_path, dataset_dir=str(data), fold="all")
-    assert "77" in message and "topcow_ct_001.nii.gz" in message
-
-
-def test_nan_in_an_image(tmp_path, data):
-    path = data / "imagesTr" / "topcow_ct_001_0000.nii.gz"
-    image = np.asarray(nibabel.load(path).dataobj).astype(np.float32)
-    image[3, 3, 3] = np.nan
-    save_nifti(path, image, nibabel.load(path).affine)
-    message = train_failure(tmp_path, dataset_dir=str(data), fold="all")
-    assert "NaN" in message and "topcow_ct_001_0000.nii.gz" in message
-
-
-def test_zero_cases_in_a_fold(tmp_path, data):
-    assert "5 folds need at least 5 groups" in train_failure(tmp_path, dataset_dir=str(data), folds=5)
-
-
-def test_existing_run(trained):
-    root = trained("topcow")
-    assert "holds a run already" in train_failure(root, dataset_dir=str(root / "data"))
-
-
-def test_patch_that_does_not_divide(tmp_path, data):
-    assert "must be a multiple of the strides' product" in train_failure(
-        tmp_path, dataset_dir=str(data), patch_size=[32, 32, 31]
-    )
-
-
-@pytest.mark.parametrize("base, run_id", [("evaluate.yaml", "evaluating"), ("inference.json", "inferring")])
-def test_missing_checkpoint_and_checkpoint_of_another_network(base, run_id, trained):
-    root = trained("topcow")
-    scans = root / "data" if base == "evaluate.yaml" else root / "data" / "imagesTr"
-    knobs = {"dataset_dir": str(scans), "output_dir": str(root / "failed")}
-    files = run_of(root, base)
-    assert "is not there; train first" in failure_of(run_id, files, **knobs, checkpoint="models/none.pt")
-    message = failure_of(run_id, files, **knobs, class_names=["background", "vessel"], label_values=[0, 1])
-    assert "belongs to another network" in message and "output_block" in message
-    assert "belongs to another network" in failure_of(run_id, files, **knobs, filters=[4, 8, 8])
-
-
-def test_inference_names_what_is_wrong_with_a_folder(trained, tmp_path):
-    root = trained("topcow")
-    files, out = run_of(root, "inference.json"), str(tmp_path / "out")
-    message = failure_of("inferring", files, dataset_dir=str(tmp_path / "nowhere"), output_dir=out)
-    assert "nowhere' is not a folder" in message
-    (tmp_path / "empty").mkdir()
-    message = failure_of("inferring", files, dataset_dir=str(tmp_path / "empty"), output_dir=out)
-    assert "holds no scan of task 'topcow'" in message
-    for name in ("a.nii", "a.nii.gz"):
-        save_nifti(tmp_path / "twice" / name, np.zeros(SHAPE, np.uint8))
-    message = failure_of("inferring", files, dataset_dir=str(tmp_path / "twice"), output_dir=out)
-    assert "several scans have the name 'a'" in message
-
-
-@pytest.mark.parametrize("scan", ["4D", "NaN"])
-def test_inference_refuses_a_scan_it_cannot_use(scan, trained, tmp_path):
-    root = trained("topcow")
-    image = np.ones((*SHAPE, 3) if scan == "4D" else SHAPE, np.float32)
-    if scan == "NaN":
-        image[0, 0, 0] = np.nan
-    save_nifti(tmp_path / "in" / "odd.nii.gz", image)
-    message = failure_of(
-        "inferring", run_of(root, "inference.json"), dataset_dir=str(tmp_path / "in"), output_dir=str(tmp_path / "out")
-    )
-    assert "odd.nii.gz" in message and "expected 1 channel(s), 3 dimensions and finite values" in message
-
-
-# --- the command line, in a process of its own -----------------------------------------------------------------------
-
-
-def command(*arguments, cwd):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "monai.bundle", "run", *map(str, arguments)],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-
-
 @pytest.mark.parametrize("where", ["the bundle", "the repository", "anywhere"])
 def test_bundle_runs_from_any_folder(where, trained, tmp_path):
     root = trained("topcow")
@@ -552,13 +328,3 @@ def test_bundle_runs_from_any_folder(where, trained, tmp_path):
     done = command(*arguments, cwd=cwd)
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "out").iterdir())) == 4
-
-
-@pytest.mark.parametrize(
-    "base, run_id", [("train.yaml", "training"), ("evaluate.yaml", "evaluating"), ("inference.json", "inferring")]
-)
-def test_misspelt_knob_ends_the_run_with_one_sentence(base, run_id, tmp_path):
-    done = command(run_id, "--config_file", CONFIGS / base, "--dataset_dri", tmp_path, cwd=tmp_path)
-    assert done.returncode != 0
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("Error: --dataset_dri is no name of this bundle") and "--dataset_dir" in last

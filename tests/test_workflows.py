@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
-from ignite.engine import Engine, Events
 
 from monai_skelrec import workflows
 
@@ -233,114 +231,3 @@ def test_open_run_writes_what_is_run(tmp_path):
         "fold": 0,
     }
     assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "task.yaml"]
-
-
-# --- going on after a stop -------------------------------------------------------------------------------------------
-
-
-class Toy:
-    """A trainer of one weight, whose validator scores epoch 2 best."""
-
-    def __init__(self, folder, epochs):
-        self.network = torch.nn.Linear(1, 1)
-        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=0.1, momentum=0.9)
-        self.scheduler = torch.optim.lr_scheduler.PolynomialLR(self.optimizer, total_iters=epochs)
-        self.validator = SimpleNamespace(state=SimpleNamespace(best_metric=-1, best_metric_epoch=-1))
-        self.data_loader = [0.0, 0.0]
-        self.trainer = Engine(self.step)
-        self.trainer.data_loader = SimpleNamespace(dataset=[])
-        self.trainer.state.epoch_length = 2
-        self.trainer.state.max_epochs = epochs
-        self.trainer.state.epoch = self.trainer.state.iteration = 0
-        workflows.Reseed(7).attach(self.trainer)
-        self.trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: self.scheduler.step())
-        self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self.validate)
-        self.checkpoints = workflows.RunCheckpoints(
-            str(folder), self.network, self.optimizer, self.scheduler, self.validator
-        )
-        self.checkpoints.attach(self.trainer)
-
-    def step(self, engine, batch):
-        self.optimizer.zero_grad()
-        (self.network(torch.rand(4, 1)) - 3).pow(2).mean().backward()
-        self.optimizer.step()
-
-    def validate(self, engine):
-        score = -abs(engine.state.epoch - 2)
-        if score > self.validator.state.best_metric or self.validator.state.best_metric_epoch == -1:
-            self.validator.state.best_metric, self.validator.state.best_metric_epoch = score, engine.state.epoch
-
-    def run(self, until=None):
-        if until is not None:
-            self.trainer.add_event_handler(
-                Events.EPOCH_COMPLETED, lambda engine: engine.state.epoch == until and engine.terminate()
-            )
-        self.trainer.run(self.data_loader, max_epochs=self.trainer.state.max_epochs, epoch_length=2)
-        return self
-
-
-def test_best_weights_and_last_state_are_written(tmp_path):
-    toy = Toy(tmp_path, epochs=4).run()
-    last = torch.load(tmp_path / "last.pt", weights_only=True)
-    assert (last["epoch"], last["best_metric"], last["best_metric_epoch"]) == (4, 0, 2)
-    torch.testing.assert_close(last["network"], dict(toy.network.state_dict()))
-    best = torch.load(tmp_path / "model.pt", weights_only=True)
-    assert best["weight"] != last["network"]["weight"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", "model.pt"]
-
-
-def test_run_that_was_never_scored_keeps_its_last_weights(tmp_path):
-    toy = Toy(tmp_path, epochs=2)
-    toy.trainer.remove_event_handler(toy.validate, Events.EPOCH_COMPLETED)
-    toy.run()
-    best = torch.load(tmp_path / "model.pt", weights_only=True)
-    torch.testing.assert_close(best, dict(toy.network.state_dict()))
-
-
-def test_last_state_can_be_written_less_often(tmp_path):
-    toy = Toy(tmp_path, epochs=4)
-    toy.checkpoints.interval = 3
-    seen = []
-    toy.trainer.add_event_handler(
-        Events.EPOCH_COMPLETED,
-        lambda engine: seen.append((tmp_path / "last.pt").exists() and torch.load(tmp_path / "last.pt")["epoch"]),
-    )
-    toy.run()
-    assert seen == [False, False, 3, 4]
-
-
-def test_resumed_run_equals_an_uninterrupted_one(tmp_path):
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "parts").mkdir()
-    torch.manual_seed(0)
-    whole = Toy(tmp_path / "whole", epochs=5).run()
-    torch.manual_seed(0)
-    Toy(tmp_path / "parts", epochs=5).run(until=3)
-    resumed = Toy(tmp_path / "parts", epochs=5)
-    workflows.resume_run(resumed.checkpoints, resumed.trainer)
-    assert resumed.trainer.state.epoch == 3
-    resumed.run()
-    for name, value in whole.network.state_dict().items():
-        assert torch.equal(value, resumed.network.state_dict()[name])
-    assert resumed.validator.state.best_metric_epoch == 2
-    assert resumed.optimizer.param_groups[0]["lr"] == whole.optimizer.param_groups[0]["lr"]
-
-
-def test_finished_run_is_not_resumed(tmp_path):
-    toy = Toy(tmp_path, epochs=2).run()
-    with pytest.raises(ValueError, match="has all 2 epochs already; raise --epochs to train on"):
-        workflows.resume_run(toy.checkpoints, toy.trainer)
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
-    toy = Toy(tmp_path, epochs=2).run()
-    before = (tmp_path / "last.pt").read_bytes()
-
-    def killed(content, path):
-        path.write_bytes(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(torch, "save", killed)
-    with pytest.raises(OSError, match="disk full"):
-        toy.checkpoints(toy.trainer)
-    assert (tmp_path / "last.pt").read_bytes() == before

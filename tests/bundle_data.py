@@ -1,0 +1,115 @@
+"""Small data in the layout of each task, and what the tests of the bundle share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import itk
+import nibabel
+import numpy as np
+from PIL import Image
+
+from monai_skelrec import circle_of_willis, jaw, render
+
+ROOT = Path(__file__).parents[1]
+BUNDLE = ROOT / "bundle"
+CONFIGS = BUNDLE / "configs"
+SCHEMA = ROOT.parent / "shared" / "data" / "schema" / "meta_schema_20240725.json"
+TASKS = ("topcow", "topcow_binary", "toothfairy", "toothfairy2", "folder", "folder_2d")
+SHAPE = (36, 40, 32)
+
+# two steps of a network of three levels: enough to see every file, far too little to learn
+SMALL_NETWORK = {
+    "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]],
+    "kernel_size": [[3, 3, 3], [3, 3, 3], [3, 3, 3]],
+    "filters": [4, 6, 8],
+    "patch_size": [32, 32, 32],
+}
+SMALL_NETWORK_2D = SMALL_NETWORK | {"strides": [1, 2, 2], "kernel_size": [3, 3, 3], "patch_size": [32, 32]}
+SMALL_BUDGET = {"epochs": 1, "iterations_per_epoch": 2, "val_interval": 1, "num_workers": 0, "overlap": 0.1, "folds": 2}
+
+
+def small_network(task):
+    return SMALL_NETWORK_2D if task == "folder_2d" else SMALL_NETWORK
+
+
+def files_of(base, *others):
+    return [str(CONFIGS / base), *(str(CONFIGS / other) for other in others)]
+
+
+def overlay(task):
+    return () if task == "topcow" else (f"{task}.yaml",)
+
+
+def run_of(root, base):
+    return [str(CONFIGS / base), str(root / "run" / "task.yaml")]
+
+
+def command(*arguments, cwd):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "monai.bundle", "run", *map(str, arguments)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def save_nifti(path, array, affine=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(array, np.diag([0.8, 0.8, 1.2, 1]) if affine is None else affine), path)
+
+
+def save_mha(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = itk.image_from_array(np.ascontiguousarray(array.T))
+    picture.SetSpacing([0.6, 0.6, 0.6])
+    picture.SetOrigin([5, -3, 2])
+    itk.imwrite(picture, str(path))
+
+
+def save_npy(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, array)
+
+
+def save_picture(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+def write_data(task, root, count=4):
+    """A data set of ``count`` cases in the layout of a task; spacing and values as the task has them."""
+    for number in range(1, count + 1):
+        if task.startswith("topcow"):
+            label = circle_of_willis(number, SHAPE, 1.5)
+            # stored to the left and to the back, as TopCoW's files are
+            affine = np.diag([-0.8, -0.8, 1.2, 1])
+            save_nifti(root / "imagesTr" / f"topcow_ct_{number:03d}_0000.nii.gz", render(label, number), affine)
+            save_nifti(root / "cow_seg_labelsTr" / f"topcow_ct_{number:03d}.nii.gz", label, affine)
+        elif task == "toothfairy":
+            label = jaw(number, SHAPE, 2.0)
+            save_npy(root / f"P{number}" / "data.npy", render(label, number, "cbct").astype(float))
+            save_npy(root / f"P{number}" / "gt_alpha.npy", (label > 1).astype(np.uint8))
+        elif task == "toothfairy2":
+            label = jaw(number, SHAPE, 2.0)
+            save_mha(root / "imagesTr" / f"ToothFairy2F_{number:03d}_0000.mha", render(label, number, "cbct"))
+            save_mha(root / "labelsTr" / f"ToothFairy2F_{number:03d}.mha", label)
+        elif task == "folder":
+            label = circle_of_willis(number, SHAPE, 1.5)
+            ending = (".nii.gz", ".mha", ".nrrd", ".nii")[number % 4]
+            save = save_mha if ending in (".mha", ".nrrd") else save_nifti
+            save(root / "images" / f"scan.{number}{ending}", render(label, number))
+            save(root / "labels" / f"scan.{number}{ending}", (label > 0).astype(np.uint8))
+        else:
+            label = (circle_of_willis(number, (48, 40, 32), 1.5) > 0).any(axis=2)
+            grey = (60 + 120 * label + np.random.default_rng(number).normal(0, 9, label.shape)).astype(np.uint8)
+            save_picture(root / "images" / f"{number}.tif", np.stack([grey] * 3, axis=-1))
+            ending = ("png", "gif")[number % 2]
+            save_picture(root / "labels" / f"{number}.{ending}", (255 * label).astype(np.uint8))
+    return root
