@@ -28,8 +28,14 @@ class Pairs(NamedTuple):
     """The positive entries of a label or a tube in a chunk."""
 
     classes: torch.Tensor
-    voxels: torch.Tensor | slice  # everything, where each voxel has exactly one class
+    voxels: torch.Tensor
     entries: torch.Tensor  # position in the flattened (N, voxels) block
+    every: bool = False  # whether each voxel has exactly one entry, in order
+
+    @property
+    def where(self) -> torch.Tensor | slice:
+        """The voxels, without a copy where that is all of them."""
+        return slice(None) if self.every else self.voxels
 
 
 class Chunk(NamedTuple):
@@ -117,7 +123,7 @@ class Voxels:
     def _pairs(
         self, name: str, values: torch.Tensor, every: torch.Tensor, keep: torch.Tensor | None, with_background: bool
     ) -> Pairs:
-        if self.multi_hot:
+        if len(values) == self.n_classes:
             positive = values != 0 if keep is None else (values != 0) & keep
             classes, voxels = positive.nonzero(as_tuple=True)
             if self.check and (values[classes, voxels] != 1).any():
@@ -126,7 +132,7 @@ class Voxels:
         index = values[0]
         if with_background and keep is None:
             classes = self._classes(name, index)
-            return Pairs(classes, slice(None), (classes * len(every)).add_(every))
+            return Pairs(classes, every, (classes * len(every)).add_(every), every=True)
         # a label takes part where it is kept, a tube where it also has a class
         wanted = index if keep is None else keep if with_background else (index != 0) & keep
         voxels = wanted.nonzero()[:, 0]

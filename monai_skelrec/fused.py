@@ -60,7 +60,8 @@ def fused_loss(
     Args:
         input: logits, shape BNH[WD], any floating dtype; half precision is computed in float32.
         label: class indices, shape B1H[WD], or multi-hot channels, shape BNH[WD], for sigmoid.
-        tube: tubed skeleton in the form of ``label``.
+        tube: tubed skeleton, class indices or multi-hot channels, whatever ``label`` is; channel 0 is scored only
+            where ``label`` has channels.
         weight: one number per channel, shape (N,), float64, on the device of ``input``.
         formula: the options.
 
@@ -142,7 +143,7 @@ def _softmax(chunk: Chunk) -> tuple[torch.Tensor, torch.Tensor]:
     at_label = p.view(-1)[chunk.label.entries]
     total = p.mul_(_LOG2_E).exp2_().sum(0)
     p *= 1 / total if chunk.keep is None else chunk.keep / total
-    return p, at_label.sub_(total.log_()[chunk.label.voxels])
+    return p, at_label.sub_(total.log_()[chunk.label.where])
 
 
 # rows of the sums of one item; the last two numbers are the cross-entropy and what it is divided by
@@ -255,8 +256,8 @@ def _write_gradient(
                 at_label = log_p.exp_().mul_(a[label.classes]).sub_(ce_at_label)
                 at_tube = c[tube.classes] * p.view(-1)[tube.entries]
                 rest = torch.mul(p, b[:, None], out=d).sum(0).neg_()
-                rest[label.voxels] -= at_label
-                rest[tube.voxels] += at_tube
+                rest[label.where] -= at_label
+                rest.index_add_(0, tube.voxels, at_tube)
                 d.addcmul_(p, rest)
             d.view(-1).index_add_(0, label.entries, at_label)
             d.view(-1).index_add_(0, tube.entries, at_tube, alpha=-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from functools import partial
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 from torch.nn.parallel import DistributedDataParallel
 
 from monai_skelrec import chunks
-from monai_skelrec.losses import DiceCESkeletonRecallLoss
+from monai_skelrec.fused import Formula, fused_loss
+from monai_skelrec.losses import DiceCESkeletonRecallLoss, SkeletonRecallLoss
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 
@@ -161,6 +163,22 @@ def test_one_channel_equals_the_plain_formula():
     x, target = sample(2, 1, (4, 5), multi_hot=True, seed=1)
     for options in ({}, {"weight": torch.tensor([3.0])}, {"include_background": True, "ignore_index": 7}):
         assert_equal_to_plain(x, target, sigmoid=True, **options)
+
+
+def test_a_multi_hot_tube_beside_an_index_label_equals_the_plain_formula(small_chunks):
+    x, target = sample(2, 3, (4, 5), multi_hot=False, seed=14)
+    label = target[:, :1]
+    tube = (torch.rand(2, 3, 4, 5) < 0.3).long()
+    tube[:, 0] = 0
+    for sigmoid in (False, True):
+        formula = Formula(False, 1, 1, 1, sigmoid, "mean", 1e-5, 1e-5, False, "skip", None)
+        value, grad = value_and_gradient(lambda x: fused_loss(x, label, tube, None, formula), x)
+        without = value_and_gradient(lambda x: plain_loss(x, target, lambda_skeleton=0, sigmoid=sigmoid), x)
+        p = torch.sigmoid if sigmoid else partial(torch.softmax, dim=1)
+        recall = SkeletonRecallLoss(include_background=True, other_act=p)
+        only = value_and_gradient(lambda x: recall(x, tube), x)
+        torch.testing.assert_close(value, without[0] + only[0], atol=1e-9, rtol=0)
+        torch.testing.assert_close(grad, without[1] + only[1], atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("form, multi_hot", FORMS)

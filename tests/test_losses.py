@@ -145,6 +145,14 @@ def test_recall_gradient(activation, options):
     assert torch.autograd.gradgradcheck(lambda x: loss(x, target), logits)
 
 
+def test_recall_is_exact_to_float64():
+    torch.manual_seed(0)
+    p, tube = torch.rand(1, 2, 9, 9, dtype=torch.float64), torch.zeros(1, 1, 9, 9)
+    tube[..., :7] = 1
+    expected = 1 - (p[:, 1, :, :7].sum() + 1e-5) / (63 + 1e-5)
+    assert SkeletonRecallLoss(to_onehot_y=True)(p, tube).item() == pytest.approx(expected.item(), abs=1e-14)
+
+
 def published_compound_loss(logits, label, tube, *, batch):
     """Cross-entropy minus soft Dice minus soft recall, as in the authors' code, on one-hot tensors."""
     p = torch.softmax(logits, 1)
