@@ -16,6 +16,7 @@ RUN := $(BIN)/python -m monai.bundle run
 CONFIGS := bundle/configs
 SOURCES := monai_skelrec tests
 OUT := $(QUICKSTART)/$(PHANTOM)
+$(if $(filter $(PHANTOM),circle_of_willis jaw),,$(error PHANTOM must be circle_of_willis or jaw, got $(PHANTOM)))
 TASK_circle_of_willis :=
 TASK_jaw := '$(CONFIGS)/toothfairy2.yaml',
 TRAIN := "['$(CONFIGS)/train.yaml', $(TASK_$(PHANTOM)) '$(CONFIGS)/phantom.yaml']"

@@ -53,7 +53,8 @@ def list_cases(layout: str, dataset_dir: str, spatial_dims: int = 3, modality: s
 
             - ``"topcow"``: ``imagesTr/topcow_{ct,mr}_NNN_0000.nii.gz``, ``cow_seg_labelsTr/topcow_{ct,mr}_NNN.nii.gz``;
               CTA and MRA of one patient are one group;
-            - ``"toothfairy"``: a folder for each patient with ``data.npy`` and ``gt_alpha.npy``;
+            - ``"toothfairy"``: a folder for each patient with ``data.npy`` and ``gt_alpha.npy``; patients who have
+              only ``gt_sparse.npy`` are left out;
             - ``"toothfairy2"``: ``imagesTr/NAME_0000.mha`` and ``labelsTr/NAME.mha`` (ToothFairy 2 and 3);
             - ``"folder"``: ``images/NAME.*`` and ``labels/NAME.*``, any of :py:data:`VOLUMES` or :py:data:`PICTURES`.
         dataset_dir: the folder.
@@ -120,11 +121,11 @@ def split_cases(
         ValueError: when the fold does not exist, there are fewer groups than folds, or the table's columns or names
             are wrong.
     """
+    if fold == "all":
+        return Split(list(cases), list(cases))
     groups = {case["name"]: case["group"] for case in cases}
     if group_table is not None:
         groups |= _read_groups(group_table, groups)
-    if fold == "all":
-        return Split(list(cases), list(cases))
     if not isinstance(fold, int) or isinstance(fold, bool) or not 0 <= fold < folds:
         raise ValueError(f"fold must be 0 to {folds - 1} (or 'all'), got {fold!r}; --folds sets their number.")
     ordered = sorted(set(groups.values()), key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).digest())
@@ -168,6 +169,8 @@ def _toothfairy(root: Path) -> Iterator[Case | str]:
         image, label = patient / "data.npy", patient / "gt_alpha.npy"
         if image.is_file() and label.is_file():
             yield {"name": patient.name, "image": str(image), "label": str(label), "group": patient.name}
+        elif image.is_file() and (patient / "gt_sparse.npy").is_file():
+            continue  # annotated along a curve only: most patients of the published data
         elif image.is_file() or label.is_file():
             missing = label if image.is_file() else image
             yield f"{missing} is missing; expected data.npy and gt_alpha.npy in the folder of each patient."
@@ -267,6 +270,8 @@ def _read_grid(path: str) -> _Grid:
         return _Grid(np.load(path, mmap_mode="r").shape, None)
     if lower.endswith(PICTURES):
         with pil_image.open(path) as picture:
+            if picture.mode[0] in "IF":
+                raise ValueError(f"it has more than 8 bits a channel (mode {picture.mode}), which would be cut off")
             return _Grid(picture.size, None)
     if lower.endswith((".nii", ".nii.gz")):
         header = cast(nibabel.spatialimages.SpatialImage, nibabel.load(path))

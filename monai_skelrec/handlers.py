@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from monai.engines import Workflow
 from monai.handlers import from_engine
 from monai.utils import CommonKeys
 
-__all__ = ["LAST", "WEIGHTS", "Progress", "Reseed", "RunCheckpoints", "replace", "resume_run"]
+__all__ = ["LAST", "WEIGHTS", "Progress", "Reseed", "RunCheckpoints", "refuse_other_network", "replace", "resume_run"]
 
 WEIGHTS, LAST = "model.pt", "last.pt"
 
@@ -28,6 +28,35 @@ def replace(path: Path, write: Callable[[Path], Any]) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     write(beside)
     os.replace(beside, path)
+
+
+def refuse_other_network(path: str, weights: Mapping[str, torch.Tensor], network: torch.nn.Module) -> None:
+    """Refuse weights of another network in one sentence, where PyTorch lists every layer.
+
+    Args:
+        path: where the weights come from.
+        weights: state dictionary.
+        network: what it shall be loaded into.
+
+    Raises:
+        ValueError: when layers are missing, additional or of other sizes; the first of each is named.
+    """
+    own = network.state_dict()
+    other = [name for name in own if name in weights and weights[name].shape != own[name].shape]
+    differences = [
+        f"{what} {names[0]}" + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
+        for what, names in (
+            ("it lacks", [name for name in own if name not in weights]),
+            ("it has besides", [name for name in weights if name not in own]),
+            ("it has another size of", other),
+        )
+        if names
+    ]
+    if differences:
+        raise ValueError(
+            f"checkpoint {path!r} belongs to another network (other classes, filters or strides?): "
+            f"{'; '.join(differences)}."
+        )
 
 
 class RunCheckpoints:
@@ -42,7 +71,6 @@ class RunCheckpoints:
         optimizer: goes into ``last.pt``.
         lr_scheduler: goes into ``last.pt``.
         validator: evaluator whose ``state.best_metric`` decides.
-        interval: epochs between two ``last.pt``; the last epoch is always written.
     """
 
     def __init__(
@@ -52,14 +80,12 @@ class RunCheckpoints:
         optimizer: torch.optim.Optimizer,
         lr_scheduler: Any,
         validator: Workflow,
-        interval: int = 1,
     ) -> None:
         self.folder = Path(output_dir)
         self.network = network
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.validator = validator
-        self.interval = interval
 
     def attach(self, engine: Workflow) -> None:
         """
@@ -74,18 +100,17 @@ class RunCheckpoints:
         # a run that ends before its first validation, or has nothing to score, keeps its last weights
         if state.best_metric_epoch == engine.state.epoch or (last and state.best_metric_epoch < 1):
             replace(self.folder / WEIGHTS, lambda beside: torch.save(self.network.state_dict(), beside))
-        if engine.state.epoch % self.interval == 0 or last:
-            scaler = getattr(engine, "scaler", None)
-            content = {
-                "network": self.network.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "lr_scheduler": self.lr_scheduler.state_dict(),
-                "scaler": scaler.state_dict() if scaler is not None else None,
-                "epoch": engine.state.epoch,
-                "best_metric": float(state.best_metric),
-                "best_metric_epoch": state.best_metric_epoch,
-            }
-            replace(self.folder / LAST, lambda beside: torch.save(content, beside))
+        scaler = getattr(engine, "scaler", None)
+        content = {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "epoch": engine.state.epoch,
+            "best_metric": float(state.best_metric),
+            "best_metric_epoch": state.best_metric_epoch,
+        }
+        replace(self.folder / LAST, lambda beside: torch.save(content, beside))
 
 
 def resume_run(checkpoints: RunCheckpoints, trainer: Workflow) -> None:
@@ -96,12 +121,16 @@ def resume_run(checkpoints: RunCheckpoints, trainer: Workflow) -> None:
         trainer: about to run.
 
     Raises:
-        ValueError: when the run had reached its last epoch already.
+        FileNotFoundError: when there is no ``last.pt``.
+        ValueError: when the run had reached its last epoch already, or trained another network.
     """
     path = checkpoints.folder / LAST
+    if not path.is_file():
+        raise FileNotFoundError(f"{str(checkpoints.folder)!r} holds no {LAST} to resume from; start without --resume.")
     content = torch.load(path, map_location="cpu", weights_only=True)
     if content["epoch"] >= trainer.state.max_epochs:
         raise ValueError(f"{str(path)!r} has all {content['epoch']} epochs already; raise --epochs to train on.")
+    refuse_other_network(str(path), content["network"], checkpoints.network)
     checkpoints.network.load_state_dict(content["network"])
     checkpoints.optimizer.load_state_dict(content["optimizer"])
     # the length of the schedule is that of this run, which may be longer than the one that stopped
@@ -137,7 +166,8 @@ class Reseed:
         engine.add_event_handler(Events.EPOCH_STARTED, self)
 
     def __call__(self, engine: Workflow) -> None:
-        seed = (self.seed + engine.state.epoch) % 2**32
+        # hashed: epoch 2 of seed 0 must not draw what epoch 1 of seed 1 draws
+        seed = int(np.random.SeedSequence([self.seed, engine.state.epoch]).generate_state(1)[0])
         torch.manual_seed(seed)
         np.random.seed(seed)
         random.seed(seed)

@@ -8,6 +8,7 @@ make a network that is trained with Dice and cross-entropy alone lose connection
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -341,33 +342,35 @@ def _rotation(angles: np.ndarray) -> np.ndarray:
 # --- data sets on disk -----------------------------------------------------------------------------------------------
 
 
-def write_phantoms(
-    output_dir: str, anatomy: str = "circle_of_willis", training: int = 12, test: int = 4, seed: int = 0
-) -> None:
+def write_phantoms(output_dir: str, layout: str = "topcow", training: int = 12, test: int = 4, seed: int = 0) -> None:
     """Write ``output_dir/train`` and ``output_dir/test``, each a data set in the layout of the real one.
 
-    ``"circle_of_willis"`` is written as TopCoW (every person in CTA and in MRA), ``"jaw"`` as ToothFairy 2.
-    What is there already is written anew: the same arguments give the same voxels.
+    Layout ``"topcow"`` gets a Circle of Willis, every person in CTA and in MRA; ``"toothfairy2"`` gets a jaw. The same
+    arguments give the same voxels.
 
     Args:
-        output_dir: folder, made when it is not there.
-        anatomy: ``"circle_of_willis"`` or ``"jaw"``.
+        output_dir: folder, made when it is not there. Phantoms of an earlier call go, so that nobody who was in
+            ``train`` is left in ``test``.
+        layout: ``"topcow"`` or ``"toothfairy2"``, see :py:func:`monai_skelrec.list_cases`.
         training: number of people in ``train``.
         test: number of people in ``test``; none of them is in ``train``.
         seed: of the first person; every person has a seed of their own.
 
     Raises:
-        ValueError: when the anatomy is unknown or a number of people is below 1.
+        FileExistsError: when ``train`` or ``test`` is there and holds something else.
+        ValueError: when there are no phantoms of the layout or a number of people is below 1.
     """
-    if anatomy not in ("circle_of_willis", "jaw"):
-        raise ValueError(f"anatomy must be 'circle_of_willis' or 'jaw', got {anatomy!r}.")
+    if layout not in _FOLDERS:
+        raise ValueError(f"there are phantoms of the layouts {' and '.join(_FOLDERS)}, got {layout!r}.")
     if training < 1 or test < 1:
         raise ValueError(f"training and test must be at least 1, got {training} and {test}.")
+    for folder in ("train", "test"):
+        _remove_phantoms(Path(output_dir) / folder, _FOLDERS[layout])
     folders = ["train"] * training + ["test"] * test
-    for number, folder in enumerate(tqdm(folders, desc=f"{anatomy} phantoms", unit="person"), start=1):
+    for number, folder in enumerate(tqdm(folders, desc=f"{layout} phantoms", unit="person"), start=1):
         root = Path(output_dir) / folder
         person = 1000 * seed + number
-        if anatomy == "circle_of_willis":
+        if layout == "topcow":
             label = circle_of_willis(person)
             for modality in ("ct", "mr"):
                 image = render(label, person, modality)
@@ -378,6 +381,19 @@ def write_phantoms(
             image = render(label, person, "cbct")
             _write_mha(root / "imagesTr" / f"ToothFairy2F_{number:03d}_0000.mha", image)
             _write_mha(root / "labelsTr" / f"ToothFairy2F_{number:03d}.mha", label)
+
+
+_FOLDERS = {"topcow": ("imagesTr", "cow_seg_labelsTr"), "toothfairy2": ("imagesTr", "labelsTr")}
+
+
+def _remove_phantoms(root: Path, folders: Sequence[str]) -> None:
+    found = [path for path in root.rglob("*") if path.is_file()] if root.exists() else []
+    names = re.compile(r"(topcow_(ct|mr)|ToothFairy2F)_\d{3}(_0000)?\.(nii\.gz|mha)")
+    other = [path for path in found if path.parent.name not in folders or not names.fullmatch(path.name)]
+    if other:
+        raise FileExistsError(f"{str(root)!r} holds other files, such as {other[0].name}; take another folder.")
+    for path in found:
+        path.unlink()
 
 
 def _write_nifti(path: Path, array: np.ndarray) -> None:

@@ -5,9 +5,9 @@ Misspelt names are refused, what was run is written beside what came out, and th
 
 from __future__ import annotations
 
-import ast
 import difflib
 import inspect
+import logging
 import re
 import sys
 import traceback
@@ -20,9 +20,10 @@ import monai.bundle
 import numpy as np
 import torch
 import yaml
+from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from .handlers import LAST, WEIGHTS, replace
+from .handlers import LAST, WEIGHTS, refuse_other_network, replace
 
 __all__ = [
     "FACTS",
@@ -56,6 +57,7 @@ FACTS = (
     "reader",
     "label_reader",
     "output_ext",
+    "tube_radius",
     "checkpoint",
 )
 # which cases a run held out: evaluation of the run must hold out the same
@@ -63,7 +65,7 @@ _SPLIT = ("modality", "fold", "folds", "split_seed", "group_table")
 
 _NUMBER_OR_WORD = ("fold",)  # knobs that take a number or a word
 
-_CONFIG, _TASK = "config.yaml", "task.yaml"
+_CONFIG, _TASK, _LOG = "config.yaml", "task.yaml", "train.log"
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
@@ -102,11 +104,9 @@ def refuse_unknown_names(argv: Sequence[str] | None = None) -> None:
             raise ValueError(
                 f"--{name} is no name of this bundle{hint}" + ("" if near else "; see the knobs in README.md.")
             )
-        default = defined.get(name)
-        words = isinstance(value, str) and value[:1] not in "$@%" and name not in _NUMBER_OR_WORD
-        if words and isinstance(default, (bool, int, float, list)):
-            wanted = "True or False" if isinstance(default, bool) else f"like {default!r}"
-            raise ValueError(f"--{name} must be {wanted}, got {value!r}.")
+        wrong = _wrong_kind(name, value, defined.get(name)) if top in defined else None
+        if wrong:
+            raise ValueError(wrong)
 
 
 def _given(tokens: Sequence[str]) -> dict[str, Any]:
@@ -119,11 +119,26 @@ def _given(tokens: Sequence[str]) -> dict[str, Any]:
         if not equals:
             is_flag = re.match(r"--?[A-Za-z_]|--$", following) is not None
             value = "True" if is_flag else following
-        try:
-            given[name.replace("-", "_")] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            given[name.replace("-", "_")] = value
+        given[name.replace("-", "_")] = DefaultParseValue(value)
     return given
+
+
+def _wrong_kind(name: str, value: Any, default: Any) -> str | None:
+    """What is wrong with a value that MONAI would take, and misread."""
+    if isinstance(value, str) and value[:1] in tuple("$@%"):
+        return None
+    if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
+        return f"--{name} None would be ignored; write --{name} '$None'."
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return f"--{name} must be True or False with a capital letter, got {value!r}."
+    if isinstance(default, bool) and not isinstance(value, bool):
+        return f"--{name} must be True or False, got {value!r}."
+    number = isinstance(default, (int, float)) and name not in _NUMBER_OR_WORD
+    if (number and isinstance(value, (str, list, dict))) or (
+        isinstance(default, list) and not isinstance(value, (list, tuple))
+    ):
+        return f"--{name} must be like {default!r}, got {value!r}."
+    return None
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
@@ -210,29 +225,14 @@ def check_checkpoint(path: str, network: torch.nn.Module) -> None:
         raise FileNotFoundError(
             f"checkpoint {path!r} is not there; train first, or name one with --checkpoint (or the run's task.yaml)."
         )
-    weights, own = torch.load(path, map_location="cpu", weights_only=True), network.state_dict()
-    other = [name for name in own if name in weights and weights[name].shape != own[name].shape]
-    differences = [
-        f"{what} {names[0]}" + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
-        for what, names in (
-            ("it lacks", [name for name in own if name not in weights]),
-            ("it has besides", [name for name in weights if name not in own]),
-            ("it has another size of", other),
-        )
-        if names
-    ]
-    if differences:
-        raise ValueError(
-            f"checkpoint {path!r} belongs to another network (other classes, filters or strides?): "
-            f"{'; '.join(differences)}."
-        )
+    refuse_other_network(path, torch.load(path, map_location="cpu", weights_only=True), network)
 
 
 # --- the folder of a run ---------------------------------------------------------------------------------------------
 
 
 def open_run(output_dir: str, resume: bool = False) -> None:
-    """Make the folder of a training run and write down what is run.
+    """Make the folder of a training run, write down what is run, and keep its log there.
 
     ``config.yaml`` is the merged configuration with what the command line changed; training with it again gives the
     same model. ``task.yaml`` holds the task's facts, the split and the absolute path of the weights, so
@@ -245,21 +245,39 @@ def open_run(output_dir: str, resume: bool = False) -> None:
     Raises:
         FileExistsError: when the folder holds a run and ``resume`` is false.
         FileNotFoundError: when ``resume`` is true and there is nothing to go on from.
+        ValueError: when ``resume`` is true and the run was started with another task or split.
         RuntimeError: when it is not called from a bundle workflow.
     """
     folder = Path(output_dir)
-    if not resume and any((folder / name).exists() for name in (_CONFIG, WEIGHTS, LAST)):
+    if not resume and any((folder / name).exists() for name in (WEIGHTS, LAST)):
         raise FileExistsError(f"{output_dir!r} holds a run already; take another --output_dir, or --resume True.")
-    if resume and not (folder / LAST).is_file():
-        raise FileNotFoundError(f"{output_dir!r} holds no {LAST} to resume from; start without --resume.")
-    folder.mkdir(parents=True, exist_ok=True)
     config = {key: value for key, value in _running_config().items() if key != ConfigParser.meta_key}
-    facts = {key: config[key] for key in (*FACTS, *_SPLIT, "network_def") if key in config}
+    facts = _plain({key: config[key] for key in (*FACTS, *_SPLIT, "network_def") if key in config})
     facts["checkpoint"] = str((folder / WEIGHTS).resolve())
-    _write_yaml(folder / _CONFIG, config, "# The configuration of this run, merged and as run.")
+    if facts.get("group_table"):
+        facts["group_table"] = str(Path(facts["group_table"]).resolve())
+    if resume:
+        _refuse_other_facts(folder, facts)
+    folder.mkdir(parents=True, exist_ok=True)
+    # whoever trains with it again starts anew
+    _write_yaml(folder / _CONFIG, {**config, "resume": False}, "# The configuration of this run, merged and as run.")
     _write_yaml(
         folder / _TASK, facts, "# Facts of the task and of this run: lay it over evaluate.yaml or inference.json."
     )
+    log = logging.FileHandler(folder / _LOG, encoding="utf-8")
+    log.setFormatter(logging.Formatter("%(asctime)s - %(name)s - %(levelname)s - %(message)s"))
+    logging.getLogger().addHandler(log)
+
+
+def _refuse_other_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+    if not (folder / LAST).is_file() or not (folder / _TASK).is_file():
+        raise FileNotFoundError(f"{str(folder)!r} holds no {LAST} to resume from; start without --resume.")
+    before = yaml.safe_load((folder / _TASK).read_text(encoding="utf-8"))
+    changed = [key for key in {**before, **facts} if before.get(key) != facts.get(key)]
+    if changed:
+        raise ValueError(
+            f"{str(folder)!r} was started with another {', '.join(changed)}; resume it with the same task and split."
+        )
 
 
 def _running_config() -> dict[str, Any]:

@@ -264,7 +264,7 @@ def test_inference_needs_no_monai_skelrec_and_lists_its_own_names():
     assert "monai_skelrec" not in text
     config = json.loads(text)
     hidden = {"imports", "initialize", "inferring", "run", "stop", "usable", "checkpoint_path", "root_cause_last"}
-    hidden |= {"knobs", "unknown", "names", "doubled", "weights", "misfits"}
+    hidden |= {"knobs", "unknown", "misread", "from_command_line", "names", "doubled", "weights", "misfits"}
     assert {name for name in config if not name.startswith("_")} - hidden <= set(config["knobs"])
 
 

@@ -21,7 +21,7 @@ def train_failure(tmp_path, **knobs):
     return failure_of(
         "training",
         files_of("train.yaml"),
-        **{**SMALL_BUDGET, **SMALL_NETWORK, "output_dir": str(tmp_path / "run"), "spacing": None, **knobs},
+        **{**SMALL_BUDGET, **SMALL_NETWORK, "output_dir": str(tmp_path / "run"), "spacing": "$None", **knobs},
     )
 
 
@@ -99,7 +99,7 @@ def test_inference_names_what_is_wrong_with_a_folder(trained, tmp_path):
     for name in ("a.nii", "a.nii.gz"):
         save_nifti(tmp_path / "twice" / name, np.zeros(SHAPE, np.uint8))
     message = failure_of("inferring", files, dataset_dir=str(tmp_path / "twice"), output_dir=out)
-    assert "several scans have the name 'a'" in message
+    assert "several files give a label map of the name 'a'" in message
 
 
 @pytest.mark.parametrize("scan", ["4D", "NaN"])

@@ -112,6 +112,22 @@ def test_toothfairy_patient_without_label_is_named(tmp_path):
         list_cases("toothfairy", str(tmp_path))
 
 
+def test_toothfairy_patient_with_sparse_annotation_is_left_out(tmp_path):
+    write(tmp_path / "P1" / "data.npy")
+    write(tmp_path / "P1" / "gt_alpha.npy")
+    write(tmp_path / "P2" / "data.npy")
+    write(tmp_path / "P2" / "gt_sparse.npy")
+    assert names(list_cases("toothfairy", str(tmp_path))) == ["P1"]
+
+
+def test_picture_of_16_bits_is_named(tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "images" / "a.tif")
+    write(tmp_path / "labels" / "a.png", (4, 4))
+    with pytest.raises(ValueError, match="images/a.tif cannot be read: it has more than 8 bits a channel"):
+        list_cases("folder", str(tmp_path), spatial_dims=2)
+
+
 def test_doubled_case_is_named(tmp_path):
     write(tmp_path / "images" / "a.nii.gz")
     write(tmp_path / "images" / "a.nii")

@@ -70,18 +70,6 @@ def test_run_that_was_never_scored_keeps_its_last_weights(tmp_path):
     torch.testing.assert_close(best, dict(toy.network.state_dict()))
 
 
-def test_last_state_can_be_written_less_often(tmp_path):
-    toy = Toy(tmp_path, epochs=4)
-    toy.checkpoints.interval = 3
-    seen = []
-    toy.trainer.add_event_handler(
-        Events.EPOCH_COMPLETED,
-        lambda engine: seen.append((tmp_path / "last.pt").exists() and torch.load(tmp_path / "last.pt")["epoch"]),
-    )
-    toy.run()
-    assert seen == [False, False, 3, 4]
-
-
 def test_resumed_run_equals_an_uninterrupted_one(tmp_path):
     (tmp_path / "whole").mkdir()
     (tmp_path / "parts").mkdir()
@@ -103,6 +91,17 @@ def test_finished_run_is_not_resumed(tmp_path):
     toy = Toy(tmp_path, epochs=2).run()
     with pytest.raises(ValueError, match="has all 2 epochs already; raise --epochs to train on"):
         handlers.resume_run(toy.checkpoints, toy.trainer)
+
+
+def test_nothing_to_resume_and_another_network_are_named(tmp_path):
+    toy = Toy(tmp_path, epochs=2)
+    with pytest.raises(FileNotFoundError, match="holds no last.pt to resume from; start without --resume"):
+        handlers.resume_run(toy.checkpoints, toy.trainer)
+    toy.run()
+    longer = Toy(tmp_path, epochs=3)
+    longer.checkpoints.network = torch.nn.Linear(1, 2)
+    with pytest.raises(ValueError, match="last.pt' belongs to another network"):
+        handlers.resume_run(longer.checkpoints, longer.trainer)
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):

@@ -141,7 +141,7 @@ def test_written_phantoms_are_data_sets_of_the_real_layout(tmp_path):
     np.testing.assert_array_equal(np.asarray(nibabel.load(case["label"]).dataobj), circle_of_willis(3))
     assert nibabel.aff2axcodes(nibabel.load(case["image"]).affine) == ("R", "A", "S")
 
-    write_phantoms(str(tmp_path / "jaw"), "jaw", training=1, test=1, seed=2)
+    write_phantoms(str(tmp_path / "jaw"), "toothfairy2", training=1, test=1, seed=2)
     case = list_cases("toothfairy2", str(tmp_path / "jaw" / "train"))[0]
     stored = itk.imread(case["label"])
     # ITK: array axes z, y, x; directions to the left and to the back
@@ -156,9 +156,24 @@ def test_writing_twice_gives_the_same_files(tmp_path):
         np.testing.assert_array_equal(nibabel.load(path).get_fdata(), array)
 
 
+def test_nobody_of_an_earlier_call_stays_behind(tmp_path):
+    write_phantoms(str(tmp_path), training=2, test=1)
+    write_phantoms(str(tmp_path), training=1, test=1)
+    assert [case["name"] for case in list_cases("topcow", str(tmp_path / "train"), modality="ct")] == ["topcow_ct_001"]
+    assert [case["name"] for case in list_cases("topcow", str(tmp_path / "test"), modality="ct")] == ["topcow_ct_002"]
+
+
+def test_somebody_elses_folder_is_left_alone(tmp_path):
+    (tmp_path / "train" / "imagesTr").mkdir(parents=True)
+    (tmp_path / "train" / "imagesTr" / "patient.nii.gz").write_bytes(b"precious")
+    with pytest.raises(FileExistsError, match="holds other files, such as patient.nii.gz; take another folder"):
+        write_phantoms(str(tmp_path), training=1, test=1)
+    assert (tmp_path / "train" / "imagesTr" / "patient.nii.gz").read_bytes() == b"precious"
+
+
 def test_wrong_requests_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="anatomy must be 'circle_of_willis' or 'jaw', got 'heart'"):
-        write_phantoms(str(tmp_path), "heart")
+    with pytest.raises(ValueError, match="there are phantoms of the layouts topcow and toothfairy2, got 'folder'"):
+        write_phantoms(str(tmp_path), "folder")
     with pytest.raises(ValueError, match="must be at least 1, got 0 and 4"):
         write_phantoms(str(tmp_path), training=0)
     with pytest.raises(ValueError, match="modality must be one of ct, mr, cbct, got 'us'"):

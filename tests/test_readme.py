@@ -23,7 +23,7 @@ SMALL = {
     "num_workers": 0,
     "overlap": 0.1,
     "folds": 2,
-    "spacing": None,
+    "spacing": "$None",
     "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]],
     "kernel_size": [[3, 3, 3], [3, 3, 3], [3, 3, 3]],
     "filters": [4, 6, 8],

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import pytest
 import torch
 import yaml
+from monai.bundle import ConfigWorkflow
 
 from monai_skelrec import workflows
 
@@ -18,6 +20,8 @@ patch_size: [8, 8]
 task: vessels
 train: {crop: 1}
 nothing: null
+amp: $torch.cuda.is_available()
+fold: 0
 """
 
 
@@ -41,6 +45,8 @@ def config(tmp_path):
         ["--patch_size", "[4, 4]", "--learning-rate", "0.1"],
         ["--nothing", "anything"],
         ["--epochs", "$2 * 3"],
+        ["--nothing", "$None", "--fold", "all"],
+        ["--patch_size", "[small,large]"],
         ["--meta_file", "m.json", "--tracking", "mlflow", "--experiment_name", "e"],
     ],
 )
@@ -67,9 +73,14 @@ def test_unknown_name_is_refused_with_near_misses(config, given, message):
 @pytest.mark.parametrize(
     "given, message",
     [
-        (["--resume", "true"], "--resume must be True or False, got 'true'."),
+        (["--resume", "true"], "--resume must be True or False with a capital letter, got 'true'."),
+        (["--amp", "false"], "--amp must be True or False with a capital letter, got 'false'."),
+        (["--resume", "1"], "--resume must be True or False, got 1."),
         (["--epochs", "ten"], "--epochs must be like 10, got 'ten'."),
+        (["--epochs", "[1, 2]"], r"--epochs must be like 10, got \[1, 2\]."),
         (["--patch_size", "large"], r"--patch_size must be like \[8, 8\], got 'large'."),
+        (["--patch_size", "96"], r"--patch_size must be like \[8, 8\], got 96."),
+        (["--nothing", "None"], r"--nothing None would be ignored; write --nothing '\$None'."),
     ],
 )
 def test_value_of_another_kind_is_refused(config, given, message):
@@ -198,36 +209,62 @@ def test_folder_that_holds_a_run_is_refused_without_resume(tmp_path):
         workflows.open_run(str(tmp_path))
 
 
-def test_folder_without_a_run_cannot_be_resumed(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no last.pt to resume from; start without --resume"):
-        workflows.open_run(str(tmp_path), resume=True)
-
-
 def test_open_run_outside_a_workflow_says_so(tmp_path):
     with pytest.raises(RuntimeError, match="must be called by an expression of a bundle's config"):
         workflows.open_run(str(tmp_path / "run"))
 
 
-def test_open_run_writes_what_is_run(tmp_path):
-    from monai.bundle import ConfigWorkflow
-
+def run_workflow(tmp_path, **knobs):
+    """A bundle whose only step is to open its run."""
     config = tmp_path / "train.yaml"
     config.write_text(
         "imports: [$import monai_skelrec.workflows as workflows]\n"
-        "task: vessels\nfold: 0\nepochs: 10\ncheckpoint: models/model.pt\n"
-        "training: ['$workflows.open_run(@folder)']\nrun: '%training'\n"
+        "task: vessels\nfold: 0\nepochs: 10\nresume: false\ngroup_table: null\ncheckpoint: models/model.pt\n"
+        "training: ['$workflows.open_run(@folder, @resume)']\nrun: '%training'\n"
     )
-    run = tmp_path / "run"
     workflow = ConfigWorkflow(
-        str(config), logging_file=False, workflow_type="train", epochs=3, folder=str(run), device=torch.device("cpu")
+        str(config), logging_file=False, workflow_type="train", folder=str(tmp_path / "run"), **knobs
     )
     workflow.initialize()
     workflow.run()
+    return tmp_path / "run"
+
+
+def test_open_run_writes_what_is_run(tmp_path):
+    run = run_workflow(tmp_path, epochs=3, device=torch.device("cpu"))
     written = yaml.safe_load((run / "config.yaml").read_text())
     assert (written["epochs"], written["device"], written["task"]) == (3, "cpu", "vessels")
     assert yaml.safe_load((run / "task.yaml").read_text()) == {
         "task": "vessels",
         "checkpoint": str((run / "model.pt").resolve()),
         "fold": 0,
+        "group_table": None,
     }
-    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "task.yaml"]
+    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "task.yaml", "train.log"]
+    logging.getLogger("somewhere").warning("a word for the log")
+    assert "a word for the log" in (run / "train.log").read_text()
+
+
+def test_run_that_failed_before_its_first_checkpoint_can_be_started_again(tmp_path):
+    run_workflow(tmp_path, epochs=3)
+    run = run_workflow(tmp_path, epochs=4)
+    assert yaml.safe_load((run / "config.yaml").read_text())["epochs"] == 4
+
+
+def test_group_table_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = run_workflow(tmp_path, group_table="groups.csv")
+    assert yaml.safe_load((run / "task.yaml").read_text())["group_table"] == str(tmp_path / "groups.csv")
+
+
+def test_resuming_with_another_split_is_refused_and_changes_nothing(tmp_path):
+    run = run_workflow(tmp_path)
+    (run / "last.pt").touch()
+    before = (run / "task.yaml").read_text()
+    with pytest.raises(RuntimeError) as error:
+        run_workflow(tmp_path, resume=True, fold=1)
+    assert "was started with another fold; resume it with the same task and split" in workflows.root_cause(error.value)
+    assert (run / "task.yaml").read_text() == before
+    run_workflow(tmp_path, resume=True, epochs=20)
+    written = yaml.safe_load((run / "config.yaml").read_text())
+    assert (written["epochs"], written["resume"]) == (20, False)
