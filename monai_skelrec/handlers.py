@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,16 +17,11 @@ from monai.engines import Workflow
 from monai.handlers import from_engine
 from monai.utils import CommonKeys
 
-__all__ = ["LAST", "WEIGHTS", "Progress", "Reseed", "RunCheckpoints", "refuse_other_network", "replace", "resume_run"]
+from .files import replace
+
+__all__ = ["LAST", "WEIGHTS", "Progress", "Reseed", "RunCheckpoints", "refuse_other_network", "resume_run"]
 
 WEIGHTS, LAST = "model.pt", "last.pt"
-
-
-def replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write beside a file and rename: whoever reads, or whatever kills us, meets the old file or the new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    write(beside)
-    os.replace(beside, path)
 
 
 def refuse_other_network(path: str, weights: Mapping[str, torch.Tensor], network: torch.nn.Module) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from monai.utils import optional_import
 
+from .files import replace
 from .label_maps import read_image, voxel_size
 from .mask_scores import bounding_box
 from .projections import COLOURS, maximum_intensity, view_case
@@ -188,9 +188,7 @@ def draw_case(
 
     output_path = Path(output_path)
     output_path.parent.mkdir(parents=True, exist_ok=True)
-    beside = output_path.with_name(f"{output_path.name}.part")
-    figure.savefig(beside, format="png", dpi=_DPI, facecolor=_PAPER)
-    os.replace(beside, output_path)
+    replace(output_path, lambda beside: figure.savefig(beside, format="png", dpi=_DPI, facecolor=_PAPER))
     return output_path
 
 
@@ -278,5 +276,5 @@ def _write_legend(figure: Any, total: float, legend: Sequence[tuple[str, tuple[f
 def _matplotlib(module: str) -> Any:
     found, installed = optional_import(f"matplotlib.{module}")
     if not installed:
-        raise ImportError("pictures need matplotlib: pip install monai_skelrec[report], or ask for 0 pictures.")
+        raise ImportError("pictures need matplotlib: pip install monai_skelrec[report], or evaluate with --pictures 0.")
     return found

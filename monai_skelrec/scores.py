@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import os
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from .files import replace
 from .label_maps import read_label_map, to_class_indices
 from .mask_scores import bounding_box, mask_betti_errors, mask_centerline_dice, mask_dice, score_classes
 
@@ -295,10 +295,7 @@ def _as_csv(rows: Sequence[Row], first: Sequence[str]) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write beside the name and rename: a table is whole or not there."""
-    beside = path.with_name(f"{path.name}.part")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    replace(path, lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
 def _mean_and_spread(mean: float, spread: float) -> str:

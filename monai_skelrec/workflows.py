@@ -23,7 +23,8 @@ import yaml
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from .handlers import LAST, WEIGHTS, refuse_other_network, replace
+from .files import replace
+from .handlers import LAST, WEIGHTS, refuse_other_network
 
 __all__ = [
     "FACTS",
