@@ -242,6 +242,25 @@ def test_bases_and_runs_agree_on_facts_and_network():
         assert bases[0][name] == bases[1][name] == bases[2][name], name
 
 
+def test_evaluation_predicts_as_inference_does():
+    """The same steps with the same options; only the check of a scan and what is printed may differ."""
+    evaluate, inference = (
+        ConfigParser.load_config_files(files_of(base)) for base in ("evaluate.yaml", "inference.json")
+    )
+    for part in ("preprocessing", "postprocessing"):
+        steps = []
+        for config in (evaluate, inference):
+            steps.append([])
+            for step in config[part]["transforms"]:
+                kind = step if isinstance(step, str) else step["_target_"]
+                if kind == "monai_skelrec.CheckScand" or (kind == "Lambdad" and step["func"] == "@usable"):
+                    continue
+                options = {} if isinstance(step, str) else {**step, "func": None, "print_log": None, "output_dir": None}
+                steps[-1].append((kind, options))
+        assert steps[0] == steps[1]
+    assert evaluate["inferer"] == inference["inferer"]
+
+
 def words_of(content):
     """Every string in a configuration, however deep."""
     if isinstance(content, dict):

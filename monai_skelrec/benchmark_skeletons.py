@@ -14,8 +14,8 @@ from monai.utils import optional_import
 from scipy import ndimage
 from skimage.morphology import dilation, skeletonize
 
-from ..label_maps import read_label_map
-from ..skeletons import skeleton, tubed_skeleton
+from .label_maps import read_label_map
+from .skeletons import skeleton, tubed_skeleton
 
 __all__ = ["curved_tubes", "lost_components", "published", "published_against_ours", "skeleton_speed"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from shapes import bar, vessel_of_three_classes
 
-from monai_skelrec.benchmarks import skeletons
+from monai_skelrec import benchmark_skeletons as skeletons
 
 
 def test_tubes_are_the_same_for_the_same_seed_and_have_a_class_each():
