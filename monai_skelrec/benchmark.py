@@ -189,7 +189,8 @@ def _in_a_process(case: Case, time_limit: float, options: tuple[Any, ...]) -> Co
         return cost
     except EOFError:
         process.join()
-        if process.exitcode == -signal.SIGKILL:  # the system ends a process that takes too much memory
+        # the system kills a process that takes too much memory; under a limit, a library that cannot start a thread aborts
+        if process.exitcode == -signal.SIGKILL or (options[1] is not None and process.exitcode == -signal.SIGABRT):
             return Cost(0, 0, NO_MEMORY)
         raise RuntimeError(f"measuring {case} failed; the reason is above.") from None
     finally:
@@ -310,7 +311,7 @@ def _cell(cost: Cost | None, baseline: Cost | None) -> str:
     if cost is None or cost.failure:
         return "" if cost is None else cost.failure
     seconds, mebibytes = f"{cost.seconds:.3g} s", f"{cost.mebibytes:.0f} MiB"
-    if baseline is None or baseline is cost:
+    if baseline is None or baseline is cost or baseline.failure:
         return f"{seconds}, {mebibytes}"
     times, memory = _ratio(cost.seconds, baseline.seconds), _ratio(cost.mebibytes, baseline.mebibytes)
     return f"{seconds} ({times:.2f}x), {mebibytes} ({memory:.2f}x)"
