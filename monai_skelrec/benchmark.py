@@ -189,8 +189,9 @@ def _in_a_process(case: Case, time_limit: float, options: tuple[Any, ...]) -> Co
         return cost
     except EOFError:
         process.join()
-        # the system kills a process that takes too much memory; under a limit, a library that cannot start a thread aborts
-        if process.exitcode == -signal.SIGKILL or (options[1] is not None and process.exitcode == -signal.SIGABRT):
+        # the system kills a process that takes too much memory; under a limit, the C library ends one that gets none
+        # for the local data of a thread, with status 127
+        if process.exitcode == -signal.SIGKILL or (options[1] is not None and process.exitcode == 127):
             return Cost(0, 0, NO_MEMORY)
         raise RuntimeError(f"measuring {case} failed; the reason is above.") from None
     finally:
