@@ -6,7 +6,7 @@ entry for multi-hot channels. Neither is ever expanded to one channel per class.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -18,7 +18,7 @@ _T = TypeVar("_T")
 
 # Bytes of the probabilities of a chunk with the numbers per voxel that go with them; about four times as much is held
 # at once, on a CPU by each thread. Smaller chunks stay in a nearer cache but cost more calls.
-CHUNK_BYTES = 2**23
+CHUNK_BYTES = 2**22
 
 # Numbers in a tensor that PyTorch itself does not split over threads.
 SERIAL_SIZE = 2**15
@@ -47,7 +47,7 @@ class Chunk(NamedTuple):
     keep: torch.Tensor | None  # (voxels,), False where ignored; None where nothing can be
     label: Pairs
     tube: Pairs
-    blocks: tuple[torch.Tensor, torch.Tensor]
+    blocks: tuple[torch.Tensor, ...]
 
 
 class Voxels:
@@ -74,10 +74,10 @@ class Voxels:
         """Shape (B, N, voxels); a view for the logits and their gradient."""
         return x.permute(0, 1, *self.order).flatten(2)
 
-    def map(self, work: Callable[[Iterator[Chunk]], _T]) -> list[_T]:
-        """Hand all chunks to ``work``, on a CPU in equal shares to one thread a core.
+    def map(self, work: Callable[[Chunk], _T]) -> list[_T]:
+        """Results of ``work`` on each chunk, in order; on a CPU as many chunks at once as PyTorch has threads.
 
-        Threads of our own, each with PyTorch's own threading off: a chunk is thousands of times smaller than a
+        In threads of our own, each with PyTorch's own threading off: a chunk is thousands of times smaller than a
         tensor, and joining all cores after each operation on it costs seconds where cores are shared, as with data
         loading.
         """
@@ -87,38 +87,44 @@ class Voxels:
         # pairs and other numbers per voxel weigh as much as some 16 classes
         step = max(1, min(CHUNK_BYTES // (4 * (n_classes + 16)), n_items * n_voxels // threads))
         spans = [(item, slice(start, start + step)) for item in range(n_items) for start in range(0, n_voxels, step)]
-        if threads == 1:
-            return [work(self._chunks(spans))]
+        results: dict[int, _T] = {}
+        queue = enumerate(spans)  # shared: whoever is done takes the next
 
-        def share(first: int) -> _T:
+        def serve() -> None:
+            scratch = self.logits.new_empty(2, n_classes * min(step, n_voxels), dtype=self.dtype)
+            count = torch.arange(min(step, n_voxels), device=self.logits.device)
+            for index, (item, span) in queue:
+                results[index] = work(self._chunk(item, span, scratch, count))
+
+        def serve_alone() -> None:
             torch.set_num_threads(1)
             try:
                 with torch.no_grad():
-                    return work(self._chunks(spans[first::threads]))
+                    serve()
             finally:
                 torch.set_num_threads(threads)
 
-        with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(share, range(min(threads, len(spans)))))
+        if threads == 1:
+            serve()
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                for served in [pool.submit(serve_alone) for _ in range(threads)]:
+                    served.result()
+        return [results[index] for index in range(len(spans))]
 
-    def _chunks(self, spans: list[tuple[int, slice]]) -> Iterator[Chunk]:
-        size = max((span.stop - span.start for _, span in spans), default=0)
-        scratch = self.logits.new_empty(2, size * self.n_classes, dtype=self.dtype)
-        count = torch.arange(size, device=self.logits.device)
-        for item, span in spans:
-            logits, label, tube = (x[item, :, span] for x in (self.logits, self.label, self.tube))
-            keep = None if self.ignore_index is None else (label != self.ignore_index).all(0)
-            first, second = scratch[:, : logits.numel()].view(2, *logits.shape)
-            every = count[: logits.shape[1]]
-            yield Chunk(
-                item,
-                span,
-                logits,
-                keep,
-                self._pairs("label", label, every, keep, with_background=True),
-                self._pairs("tubed skeleton", tube, every, keep, with_background=False),
-                (first, second),
-            )
+    def _chunk(self, item: int, span: slice, scratch: torch.Tensor, count: torch.Tensor) -> Chunk:
+        logits, label, tube = (x[item, :, span] for x in (self.logits, self.label, self.tube))
+        keep = None if self.ignore_index is None else (label != self.ignore_index).all(0)
+        every = count[: logits.shape[1]]
+        return Chunk(
+            item,
+            span,
+            logits,
+            keep,
+            self._pairs("label", label, every, keep, with_background=True),
+            self._pairs("tubed skeleton", tube, every, keep, with_background=False),
+            tuple(scratch[:, : logits.numel()].view(2, *logits.shape)),
+        )
 
     def _pairs(
         self, name: str, values: torch.Tensor, every: torch.Tensor, keep: torch.Tensor | None, with_background: bool

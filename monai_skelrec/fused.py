@@ -8,7 +8,6 @@ probabilities again, chunk by chunk. Nothing of the size of the logits is ever h
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -146,7 +145,7 @@ def _softmax(chunk: Chunk) -> tuple[torch.Tensor, torch.Tensor]:
     return p, at_label.sub_(total.log_()[chunk.label.where])
 
 
-# rows of the sums of one item; the last two numbers are the cross-entropy and what it is divided by
+# rows of the sums of one item; the last two numbers of all are the cross-entropy and what it is divided by
 _I, _P, _G, _R, _S = range(5)
 
 
@@ -156,41 +155,44 @@ def _sums(voxels: Voxels, weight: torch.Tensor | None, formula: Formula) -> torc
     n_items = 1 if formula.batch else len(voxels.logits)
     w = None if weight is None else weight.to(voxels.dtype)
 
-    def add(chunks: Iterator[Chunk]) -> torch.Tensor:
-        sums = voxels.logits.new_zeros(5 * n_items * n_classes + 2, dtype=torch.float64)
-        per_class = sums[:-2].view(n_items, 5, n_classes)
-        for chunk in chunks:
-            of_item = per_class[0 if formula.batch else chunk.item]
-            label, tube = chunk.label, chunk.tube
-            hits = chunk.blocks[1]
-            if formula.sigmoid:
-                p = chunk.blocks[0].copy_(chunk.logits)
-                ce = torch.neg(F.logsigmoid(-p), out=hits)
-                at_label = -F.logsigmoid(p.view(-1)[label.entries])
-                ce.view(-1)[label.entries] = at_label if w is None else w[label.classes] * at_label
-                p.sigmoid_()
-                if chunk.keep is not None:
-                    ce *= chunk.keep
-                    p *= chunk.keep
-                sums[-2] += ce.sum(dtype=torch.float64)
-                sums[-1] += n_classes * (p.shape[1] if chunk.keep is None else chunk.keep.sum())
-                at_label = p.view(-1)[label.entries]
-            else:
-                p, at_label = _softmax(chunk)
-                sums[-2] -= (at_label if w is None else w[label.classes] * at_label).sum(dtype=torch.float64)
-                at_label.exp_()
-            of_item[_P] += p.sum(1)
-            of_item[_R].index_add_(0, tube.classes, p.view(-1)[tube.entries].double())
-            hits.zero_().view(-1)[label.entries] = at_label
-            of_item[_I] += hits.sum(1)
-            for size, pairs in ((_G, label), (_S, tube)):
-                of_item[size] += torch.bincount(pairs.classes, minlength=n_classes)
-        if not formula.sigmoid:
-            g = per_class[:, _G]
-            sums[-1] = (g if weight is None else g * weight).sum()
-        return sums
+    def add(chunk: Chunk) -> tuple[int, torch.Tensor, torch.Tensor]:
+        label, tube = chunk.label, chunk.tube
+        hits = chunk.blocks[1]
+        entropy = torch.zeros(2, dtype=torch.float64, device=hits.device)
+        if formula.sigmoid:
+            p = chunk.blocks[0].copy_(chunk.logits)
+            ce = torch.neg(F.logsigmoid(-p), out=hits)
+            at_label = -F.logsigmoid(p.view(-1)[label.entries])
+            ce.view(-1)[label.entries] = at_label if w is None else w[label.classes] * at_label
+            p.sigmoid_()
+            if chunk.keep is not None:
+                ce *= chunk.keep
+                p *= chunk.keep
+            entropy[0] = ce.sum(dtype=torch.float64)
+            entropy[1] = n_classes * (p.shape[1] if chunk.keep is None else chunk.keep.sum())
+            at_label = p.view(-1)[label.entries]
+        else:
+            p, at_label = _softmax(chunk)
+            entropy[0] = -(at_label if w is None else w[label.classes] * at_label).sum(dtype=torch.float64)
+            at_label.exp_()
+        sums = torch.zeros(5, n_classes, dtype=torch.float64, device=hits.device)
+        sums[_P] = p.sum(1)
+        sums[_R].index_add_(0, tube.classes, p.view(-1)[tube.entries].double())
+        hits.zero_().view(-1)[label.entries] = at_label
+        sums[_I] = hits.sum(1)
+        for size, pairs in ((_G, label), (_S, tube)):
+            sums[size] = torch.bincount(pairs.classes, minlength=n_classes)
+        return 0 if formula.batch else chunk.item, sums, entropy
 
-    return torch.stack(voxels.map(add)).sum(0)
+    total = voxels.logits.new_zeros(5 * n_items * n_classes + 2, dtype=torch.float64)
+    per_class = total[:-2].view(n_items, 5, n_classes)
+    for item, sums, entropy in voxels.map(add):
+        per_class[item] += sums
+        total[-2:] += entropy
+    if not formula.sigmoid:
+        g = per_class[:, _G]
+        total[-1] = (g if weight is None else g * weight).sum()
+    return total
 
 
 def _value_and_slopes(
@@ -238,29 +240,28 @@ def _write_gradient(
     ce = slopes[3]
     ce_of_class = None if weight is None else ce * weight.to(ce)
 
-    def write(chunks: Iterator[Chunk]) -> None:
-        for chunk in chunks:
-            label, tube = chunk.label, chunk.tube
-            a, b, c = alpha[chunk.item], beta[chunk.item], gamma[chunk.item]
-            d = chunk.blocks[1]
-            ce_at_label = ce if ce_of_class is None else ce_of_class[label.classes]
-            if sigmoid:
-                p = chunk.blocks[0].copy_(chunk.logits).sigmoid_()
-                p = p if chunk.keep is None else p.mul_(chunk.keep)
-                at_label, at_tube = p.view(-1)[label.entries], p.view(-1)[tube.entries]
-                at_label = a[label.classes] * at_label * (1 - at_label) + (ce_at_label - ce) * at_label - ce_at_label
-                at_tube = c[tube.classes] * at_tube * (1 - at_tube)
-                torch.mul((1 - p).mul_(b[:, None]).add_(ce), p, out=d)
-            else:
-                p, log_p = _softmax(chunk)
-                at_label = log_p.exp_().mul_(a[label.classes]).sub_(ce_at_label)
-                at_tube = c[tube.classes] * p.view(-1)[tube.entries]
-                rest = torch.mul(p, b[:, None], out=d).sum(0).neg_()
-                rest[label.where] -= at_label
-                rest.index_add_(0, tube.voxels, at_tube)
-                d.addcmul_(p, rest)
-            d.view(-1).index_add_(0, label.entries, at_label)
-            d.view(-1).index_add_(0, tube.entries, at_tube, alpha=-1)
-            out[chunk.item, :, chunk.span] = d
+    def write(chunk: Chunk) -> None:
+        label, tube = chunk.label, chunk.tube
+        a, b, c = alpha[chunk.item], beta[chunk.item], gamma[chunk.item]
+        d = chunk.blocks[1]
+        ce_at_label = ce if ce_of_class is None else ce_of_class[label.classes]
+        if sigmoid:
+            p = chunk.blocks[0].copy_(chunk.logits).sigmoid_()
+            p = p if chunk.keep is None else p.mul_(chunk.keep)
+            at_label, at_tube = p.view(-1)[label.entries], p.view(-1)[tube.entries]
+            at_label = a[label.classes] * at_label * (1 - at_label) + (ce_at_label - ce) * at_label - ce_at_label
+            at_tube = c[tube.classes] * at_tube * (1 - at_tube)
+            torch.mul((1 - p).mul_(b[:, None]).add_(ce), p, out=d)
+        else:
+            p, log_p = _softmax(chunk)
+            at_label = log_p.exp_().mul_(a[label.classes]).sub_(ce_at_label)
+            at_tube = c[tube.classes] * p.view(-1)[tube.entries]
+            rest = torch.mul(p, b[:, None], out=d).sum(0).neg_()
+            rest[label.where] -= at_label
+            rest.index_add_(0, tube.voxels, at_tube)
+            d.addcmul_(p, rest)
+        d.view(-1).index_add_(0, label.entries, at_label)
+        d.view(-1).index_add_(0, tube.entries, at_tube, alpha=-1)
+        out[chunk.item, :, chunk.span] = d
 
     voxels.map(write)
