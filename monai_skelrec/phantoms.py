@@ -17,9 +17,9 @@ import nibabel
 import numpy as np
 from monai.utils import optional_import
 from scipy import ndimage
-from scipy.interpolate import make_interp_spline
-from scipy.spatial import cKDTree
 from tqdm import tqdm
+
+from .tubes import draw, one_piece_each, rotation
 
 __all__ = ["CONTRASTS", "Contrast", "circle_of_willis", "jaw", "render", "write_phantoms"]
 
@@ -104,7 +104,7 @@ def circle_of_willis(seed: int, shape: Sequence[int] = (60, 60, 40), spacing: fl
     # the same point of two arteries is their joint: it moves once, so that they stay joined
     joints: dict[tuple[float, ...], np.ndarray] = {}
     scale, tilt, shift = rng.uniform(0.92, 1.08), rng.normal(0, np.deg2rad(5), 3), rng.normal(0, 1.0, 3)
-    turn = _rotation(tilt)
+    turn = rotation(tilt)
     centre = (np.asarray(shape) - 1) / 2 * spacing
 
     tubes = {}
@@ -116,7 +116,7 @@ def circle_of_willis(seed: int, shape: Sequence[int] = (60, 60, 40), spacing: fl
                 np.asarray(moved) @ turn.T * scale + shift + centre,
                 np.asarray([start, end]) * radius_scale,
             )
-    return _one_piece_each(_draw(tubes, tuple(shape), spacing))
+    return one_piece_each(draw(tubes, tuple(shape), spacing))
 
 
 # --- jaw -------------------------------------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ def jaw(seed: int, shape: Sequence[int] = (80, 64, 48), spacing: float = 1.0) ->
     rng = np.random.default_rng([seed, 2])
     centre = (np.asarray(shape) - 1) / 2 * spacing
     half_width, depth = rng.uniform(25, 29), rng.uniform(36, 42)
-    turn, shift = _rotation(rng.normal(0, np.deg2rad(4), 3)), rng.normal(0, 1.2, 3)
+    turn, shift = rotation(rng.normal(0, np.deg2rad(4), 3)), rng.normal(0, 1.2, 3)
 
     def place(points: np.ndarray) -> np.ndarray:
         return points @ turn.T + shift + centre
@@ -149,7 +149,7 @@ def jaw(seed: int, shape: Sequence[int] = (80, 64, 48), spacing: float = 1.0) ->
     body = {_JAW: (place(bone), np.asarray([5.0, 5.0]))}
     # the body of the jaw is taller than wide: the same arch once more, above
     upper = {_JAW: (place(bone + np.asarray([0, 0, 5.5])), np.asarray([4.2, 4.2]))}
-    label = np.maximum(_draw(body, tuple(shape), spacing), _draw(upper, tuple(shape), spacing))
+    label = np.maximum(draw(body, tuple(shape), spacing), draw(upper, tuple(shape), spacing))
 
     canals = {}
     for value, side in ((_LEFT_CANAL, -1), (_RIGHT_CANAL, 1)):
@@ -160,7 +160,7 @@ def jaw(seed: int, shape: Sequence[int] = (80, 64, 48), spacing: float = 1.0) ->
         course += rng.normal(0, 0.6, course.shape)
         course[-1] += np.asarray([side * 2.2, 1.5, 2.0])
         canals[value] = (place(course), np.asarray([1.3, 1.0]) * rng.uniform(0.9, 1.1))
-    drawn = _draw(canals, tuple(shape), spacing)
+    drawn = draw(canals, tuple(shape), spacing)
     return np.where(drawn > 0, drawn, label)
 
 
@@ -245,7 +245,7 @@ def _add_clutter(image: np.ndarray, rng: np.random.Generator, contrast: Contrast
         start[axis], end[axis] = 0, shape[axis] - 1
         bend = (start + end) / 2 + rng.normal(0, 6, 3)
         tubes[number + 1] = (np.stack([start, bend, end]), np.asarray([1.0, 1.4]))
-    clutter = _draw(tubes, image.shape, 1.0) > 0
+    clutter = draw(tubes, image.shape, 1.0) > 0
     for _ in range(3):
         centre = rng.uniform(0, 1, 3) * (shape - 1) * np.asarray([1, 1, 0.3])
         radii = rng.uniform(2.5, 5.0, 3)
@@ -272,71 +272,6 @@ def _smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], *, sigma: fl
     """Gaussian noise of mean 0, standard deviation 1 and a correlation length of ``sigma`` voxels."""
     noise = ndimage.gaussian_filter(rng.normal(size=shape), sigma, mode="wrap")
     return (noise - noise.mean()) / noise.std()
-
-
-# --- curves -> voxels ------------------------------------------------------------------------------------------------
-
-
-def _draw(tubes: Mapping[int, tuple[np.ndarray, np.ndarray]], shape: tuple[int, ...], spacing: float) -> np.ndarray:
-    """Voxels within a radius of smooth curves; where two tubes meet, a voxel belongs to the one it lies deeper in.
-
-    Args:
-        tubes: label value -> control points in mm, shape (n, 3), and radius in mm at the start and at the end.
-        shape: voxels.
-        spacing: mm.
-    """
-    label = np.zeros(shape, dtype=np.uint8)
-    depth = np.full(shape, np.inf)  # distance over radius, of the tube that owns the voxel
-    for value, (points, radii) in tubes.items():
-        curve, radius = _sample(points, radii, step=spacing / 4)
-        low = np.floor((curve.min(0) - radius.max()) / spacing).astype(int).clip(0)
-        high = np.ceil((curve.max(0) + radius.max()) / spacing).astype(int) + 1
-        window = tuple(slice(a, b) for a, b in zip(low, np.minimum(high, shape)))
-        if any(s.start >= s.stop for s in window):
-            continue
-        grid = np.moveaxis(np.mgrid[window], 0, -1).reshape(-1, 3) * spacing
-        distance, nearest = cKDTree(curve).query(grid, distance_upper_bound=radius.max())
-        reached = np.isfinite(distance)
-        relative: np.ndarray = np.full(len(grid), np.inf)
-        relative[reached] = distance[reached] / radius[nearest[reached]]
-        relative = relative.reshape(depth[window].shape)
-        # the voxels that the curve passes through: without them a tube thinner than a voxel falls apart
-        passed = np.rint(curve / spacing).astype(int)
-        passed = passed[((passed >= 0) & (passed < shape)).all(1)] - low
-        relative[tuple(passed.T)] = np.minimum(relative[tuple(passed.T)], 0.99)
-        won = (relative < 1) & (relative < depth[window])
-        label[window][won] = value
-        depth[window][won] = relative[won]
-    return label
-
-
-def _one_piece_each(label: np.ndarray) -> np.ndarray:
-    """Where a tube cuts a piece off another one, the piece goes to the tube that it touches most."""
-    touching = np.ones((3, 3, 3))
-    for value in np.unique(label[label > 0]):
-        pieces, count = ndimage.label(label == value, touching)
-        sizes = np.bincount(pieces.ravel())[1:]
-        for piece in set(range(1, count + 1)) - {int(sizes.argmax()) + 1}:
-            around = label[ndimage.binary_dilation(pieces == piece, touching) & (pieces != piece)]
-            label[pieces == piece] = np.bincount(around[around > 0], minlength=1).argmax()
-    return label
-
-
-def _sample(points: np.ndarray, radii: np.ndarray, *, step: float) -> tuple[np.ndarray, np.ndarray]:
-    """Points along a smooth curve through ``points``, closer than ``step``, and the radius at each."""
-    at = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
-    spline = make_interp_spline(at, points, k=min(3, len(points) - 1))
-    fine = np.linspace(0, at[-1], int(2 * at[-1] / step) + 2)
-    return spline(fine), np.interp(fine, [0, at[-1]], radii)
-
-
-def _rotation(angles: np.ndarray) -> np.ndarray:
-    """Rotation about x, then y, then z; radians."""
-    (a, b, c), (x, y, z) = np.cos(angles), np.sin(angles)
-    about_x = np.asarray([[1, 0, 0], [0, a, -x], [0, x, a]])
-    about_y = np.asarray([[b, 0, y], [0, 1, 0], [-y, 0, b]])
-    about_z = np.asarray([[c, -z, 0], [z, c, 0], [0, 0, 1]])
-    return about_z @ about_y @ about_x
 
 
 # --- data sets on disk -----------------------------------------------------------------------------------------------
