@@ -12,7 +12,6 @@ import multiprocessing
 import platform
 import re
 import resource
-import signal
 import statistics
 import sys
 import time
@@ -132,7 +131,7 @@ def run_benchmark(
 
     Raises:
         ValueError: when ``losses`` holds an unknown name.
-        RuntimeError: when a measurement fails for another reason than memory or time; the traceback is printed.
+        RuntimeError: when a measurement fails for another reason than memory or time.
     """
     unknown = [name for name in losses if name not in LOSSES]
     if unknown:
@@ -185,28 +184,24 @@ def _in_a_process(case: Case, time_limit: float, options: tuple[Any, ...]) -> Co
     try:
         if not receiver.poll(time_limit):
             return Cost(0, 0, f"over {time_limit:g} s")
-        cost: Cost = receiver.recv()
-        return cost
-    except EOFError:
-        process.join()
-        # the system kills a process that takes too much memory; under a limit, the C library ends one that gets none
-        # for the local data of a thread, with status 127
-        if process.exitcode == -signal.SIGKILL or (options[1] is not None and process.exitcode == 127):
-            return Cost(0, 0, NO_MEMORY)
-        raise RuntimeError(f"measuring {case} failed; the reason is above.") from None
+        cost: Cost | str = receiver.recv()
+    except EOFError:  # it could say no more: the system ends a process that takes too much memory
+        cost = Cost(0, 0, NO_MEMORY)
     finally:
         process.kill()
         process.join()
+    if isinstance(cost, str):
+        raise RuntimeError(f"measuring {case.loss} with {case.n_classes} classes failed: {cost}")
+    return cost
 
 
 def _report(sender: Connection, case: Case, *options: Any) -> None:
     try:
         sender.send(_measure(case, *options))
-    except (RuntimeError, MemoryError) as error:
+    except Exception as error:  # whatever it is, the process that asked reports it
         # each library says in its own words that it got no memory, or none for the stack of a thread
-        if not isinstance(error, MemoryError) and not re.search("alloc|memory|new thread", str(error)):
-            raise
-        sender.send(Cost(0, 0, NO_MEMORY))
+        no_memory = isinstance(error, MemoryError) or re.search("alloc|memory|new thread", str(error))
+        sender.send(Cost(0, 0, NO_MEMORY) if no_memory else str(error))
 
 
 def _measure(

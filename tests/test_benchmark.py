@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import sys
 from functools import partial
+from pathlib import Path
 
+import monai.bundle
 import pytest
 import torch
 from monai.networks.nets import DynUNet
@@ -13,6 +16,7 @@ from PIL import Image
 from monai_skelrec.benchmark import LOSSES, published_recall, run_benchmark
 from monai_skelrec.losses import SkeletonRecallLoss
 
+CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
 NETWORK = partial(
     DynUNet,
     spatial_dims=3,
@@ -47,6 +51,24 @@ def test_each_case_is_a_row_and_the_picture_is_drawn(tmp_path):
     assert Image.open(tmp_path / "benchmark.png").size == (1100, 840)
 
 
+def test_the_bundle_runs_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # a run replaces it
+    small = {"classes": [2], "batch_sizes": [1], "patch_size": [16, 16, 16], "step_patch_size": [64, 32, 16]}
+    monai.bundle.run(
+        "benchmarking",
+        config_file=str(CONFIGS / "benchmark.yaml"),
+        output_dir=str(tmp_path),
+        devices=["cpu"],
+        repeats=1,
+        step_classes=[2],
+        filters=[2, 2, 2, 2, 2, 2],
+        losses=list(LOSSES[:2]),
+        **small,
+    )
+    assert "**training step, cpu, batch size 2, 64 x 32 x 16 voxels**" in capsys.readouterr().out
+    assert (tmp_path / "benchmark.png").is_file()
+
+
 def test_memory_grows_with_what_a_loss_holds(tmp_path):
     rows = measure(tmp_path, patch_size=[64, 64, 64], classes=[8], losses=LOSSES[:2])
     dice_ce, ours = (cost.mebibytes for _, cost in rows)
@@ -72,7 +94,7 @@ def test_unknown_loss_is_named(tmp_path):
 
 
 def test_another_error_is_not_taken_for_a_lack_of_memory(tmp_path):
-    with pytest.raises(RuntimeError, match="measuring .* failed"):
+    with pytest.raises(RuntimeError, match="measuring Dice .* with 2 classes failed: .*nowhere"):
         measure(tmp_path, devices=["nowhere"], losses=LOSSES[:1])
 
 
