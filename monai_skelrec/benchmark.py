@@ -327,26 +327,34 @@ def _draw(rows: list[tuple[Case, Cost]], path: Path) -> None:
     for (what, device), pair in zip(panels, axes):
         shown = [(case, cost) for case, cost in rows if (case.what, case.device) == (what, device)]
         size = " x ".join(map(str, shown[0][0].patch_size))
+        batch_sizes = sorted({case.batch_size for case, _ in shown}, reverse=True)
+        dashes = f", solid: batch {batch_sizes[0]}, dashed: smaller" if what == LOSS_ONLY and batch_sizes[1:] else ""
         for axis, quantity, unit in zip(pair, ("seconds", "mebibytes"), ("time, s", "memory, MiB")):
             (_lines if what == LOSS_ONLY else _bars)(axis, shown, quantity, unit)
-            axis.set_title(f"{what}, {device}, {size} voxels", fontsize=10)
+            axis.set_title(f"{what}, {device}, {size} voxels{dashes}", fontsize=10)
             axis.spines[["top", "right"]].set_visible(False)
+    named: dict[str, Any] = {}
+    for axis in axes.flat:
+        handles, labels = axis.get_legend_handles_labels()
+        named = {**dict(zip(labels, handles)), **named}
+    figure.legend(
+        named.values(), named.keys(), loc="outside upper center", ncols=len(LOSSES) + 1, fontsize=9, frameon=False
+    )
     figure.savefig(path, dpi=100)
 
 
 def _lines(axis: Any, rows: list[tuple[Case, Cost]], quantity: str, unit: str) -> None:
     batch_sizes = sorted({case.batch_size for case, _ in rows})
     for name in dict.fromkeys(case.loss for case, _ in rows):
-        for batch_size in batch_sizes:
-            style = {"color": COLOURS[name], "linestyle": "-" if batch_size == batch_sizes[-1] else "--"}
+        for batch_size, style in zip(reversed(batch_sizes), ("-", "--", "-.", ":")):
             line = [(case, cost) for case, cost in rows if (case.loss, case.batch_size) == (name, batch_size)]
             done = [(case.n_classes, getattr(cost, quantity)) for case, cost in line if not cost.failure]
             x, y = [n for n, _ in done], [value for _, value in done]
-            axis.plot(x, y, marker="o", markersize=4, label=f"{name}, batch {batch_size}", **style)
+            label = name if style == "-" else None
+            axis.plot(x, y, marker="o", markersize=4, linestyle=style, color=COLOURS[name], label=label)
             failed = next(((case.n_classes, cost.failure) for case, cost in line if cost.failure), None)
             if failed is not None and done:
-                axis.plot(failed[0], done[-1][1], marker="x", markersize=9, markeredgewidth=2, color=COLOURS[name])
-                axis.annotate(failed[1], (failed[0], done[-1][1]), (4, 4), textcoords="offset points", size=8)
+                axis.plot(failed[0], y[-1], marker="x", linestyle="none", color=COLOURS[name], label=failed[1])
     ticks = sorted({case.n_classes for case, _ in rows})
     axis.set(xscale="log", xlabel="classes", ylabel=unit)
     if any(getattr(cost, quantity) > 0 for _, cost in rows):
@@ -354,7 +362,6 @@ def _lines(axis: Any, rows: list[tuple[Case, Cost]], quantity: str, unit: str) -
     axis.set_xticks(ticks, labels=[str(tick) for tick in ticks], minor=False)
     axis.set_xticks([], minor=True)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=7, frameon=False)
 
 
 def _bars(axis: Any, rows: list[tuple[Case, Cost]], quantity: str, unit: str) -> None:
@@ -376,4 +383,3 @@ def _bars(axis: Any, rows: list[tuple[Case, Cost]], quantity: str, unit: str) ->
     axis.set_xticks(range(len(groups)), labels=[f"{n} classes, batch {b}" for n, b in groups])
     axis.set_ylabel(f"{unit.split(',')[0]}, % beside {BASELINE}")
     axis.margins(y=0.15)
-    axis.legend(fontsize=7, frameon=False)
