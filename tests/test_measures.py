@@ -1,0 +1,19 @@
+"""The vocabulary of the tables: one entry a column, in one form."""
+
+from __future__ import annotations
+
+from monai_skelrec.measures import MEASURES
+
+
+def test_every_measure_can_be_printed():
+    for name, measure in MEASURES.items():
+        assert measure.name == name == name.lower()
+        assert measure.unit in ("", "count", "mm") and name.endswith("_mm") == (measure.unit == "mm")
+        assert measure.heading and measure.absent and not measure.convention.endswith(".")
+
+
+def test_headings_are_unique_and_overlaps_alone_are_better_when_higher():
+    headings = [measure.heading for measure in MEASURES.values()]
+    assert len(set(headings)) == len(headings)
+    higher = [name for name, measure in MEASURES.items() if measure.higher_is_better]
+    assert higher == ["dice", "centerline_dice", "centerline_precision", "centerline_sensitivity"]
