@@ -12,6 +12,7 @@ from .metrics import (
     compute_centerline_dice,
 )
 from .phantoms import circle_of_willis, jaw, render, write_phantoms
+from .renderings import write_renderings
 from .skeletons import tubed_skeleton
 from .transforms import (
     CheckScan,
@@ -58,4 +59,5 @@ __all__ = [
     "split_cases",
     "tubed_skeleton",
     "write_phantoms",
+    "write_renderings",
 ]

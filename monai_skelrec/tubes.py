@@ -29,20 +29,29 @@ def draw(tubes: Mapping[int, tuple[np.ndarray, np.ndarray]], shape: tuple[int, .
         window = tuple(slice(a, b) for a, b in zip(low, np.minimum(high, shape)))
         if any(s.start >= s.stop for s in window):
             continue
-        grid = np.moveaxis(np.mgrid[window], 0, -1).reshape(-1, 3) * spacing
-        distance, nearest = cKDTree(curve).query(grid, distance_upper_bound=radius.max())
-        reached = np.isfinite(distance)
-        relative: np.ndarray = np.full(len(grid), np.inf)
-        relative[reached] = distance[reached] / radius[nearest[reached]]
-        relative = relative.reshape(depth[window].shape)
-        # the voxels that the curve passes through: without them a tube thinner than a voxel falls apart
         passed = np.rint(curve / spacing).astype(int)
+        near = _around(passed, radius.max() / spacing + 1)
+        near = near[((near >= low) & (near < np.minimum(high, shape))).all(1)]
+        distance, nearest = cKDTree(curve).query(near * spacing, distance_upper_bound=radius.max())
+        reached = np.isfinite(distance)
+        relative: np.ndarray = np.full(depth[window].shape, np.inf)
+        relative[tuple((near[reached] - low).T)] = distance[reached] / radius[nearest[reached]]
+        # the voxels that the curve passes through: without them a tube thinner than a voxel falls apart
         passed = passed[((passed >= 0) & (passed < shape)).all(1)] - low
         relative[tuple(passed.T)] = np.minimum(relative[tuple(passed.T)], 0.99)
         won = (relative < 1) & (relative < depth[window])
         label[window][won] = value
         depth[window][won] = relative[won]
     return label
+
+
+def _around(voxels: np.ndarray, reach: float) -> np.ndarray:
+    """The voxels within ``reach`` of some voxels, (n, 3), each once; a box around a long curve holds many more."""
+    steps = np.arange(-int(reach), int(reach) + 1)
+    ball = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, 3)
+    ball = ball[(ball**2).sum(1) <= reach**2]
+    near = np.unique(voxels, axis=0)[:, None] + ball
+    return np.unique(near.reshape(-1, 3), axis=0)
 
 
 def one_piece_each(label: np.ndarray) -> np.ndarray:
