@@ -40,7 +40,7 @@ class Formula(NamedTuple):
 
 def fused_loss(
     input: torch.Tensor, label: torch.Tensor, tube: torch.Tensor, weight: torch.Tensor | None, formula: Formula
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     r"""Weighted sum of Dice, cross-entropy and one minus skeleton recall, without intermediate tensors.
 
     With :math:`p` the probabilities and :math:`Y, T` the label and the tube as 0 and 1 per class, and, per item and
@@ -65,7 +65,9 @@ def fused_loss(
         formula: the options.
 
     Returns:
-        Scalar of the dtype of ``input``, float32 for half precision. It can be differentiated once, not twice.
+        The loss, a scalar of the dtype of ``input``, float32 for half precision, which can be differentiated once, not
+        twice; and, without a gradient, its terms before they are weighted: Dice, cross-entropy, skeleton recall,
+        shape (3,).
 
     Raises:
         ValueError: when ``label`` or ``tube`` holds a value that is no class.
@@ -75,8 +77,8 @@ def fused_loss(
         input, order = input.contiguous(), list(range(2, input.ndim))
     collective = formula.batch and input.requires_grad and torch.is_grad_enabled()
     world = dist.get_world_size() if collective and dist.is_available() and dist.is_initialized() else 1
-    loss: torch.Tensor = _FusedLoss.apply(input, label, tube, weight, formula, order, world)
-    return loss
+    loss, terms = _FusedLoss.apply(input, label, tube, weight, formula, order, world)
+    return loss, terms
 
 
 def _is_one_axis(x: torch.Tensor, order: list[int]) -> bool:
@@ -96,21 +98,25 @@ class _FusedLoss(torch.autograd.Function):
         formula: Formula,
         order: list[int],
         world: int,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         voxels = Voxels(input, label, tube, order, formula.ignore_index)
         with torch.autocast(input.device.type, enabled=False):
             sums = _sums(voxels, weight, formula)
             if world > 1:
                 dist.all_reduce(sums)
-            loss, slopes = _value_and_slopes(sums, weight, formula, voxels)
+            loss, terms, slopes = _value_and_slopes(sums, weight, formula, voxels)
         # DistributedDataParallel averages the gradients of a value that is already the whole batch's
         ctx.slopes = [slope * world for slope in slopes]
         ctx.weight, ctx.formula, ctx.order = weight, formula, order
         ctx.save_for_backward(input, label, tube)
-        return loss.to(voxels.dtype)
+        terms = terms.to(voxels.dtype)
+        ctx.mark_non_differentiable(terms)
+        return loss.to(voxels.dtype), terms
 
     @staticmethod
-    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad_output: torch.Tensor, grad_terms: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, ...]:
         input, label, tube = ctx.saved_tensors
         voxels = Voxels(input, label, tube, ctx.order, ctx.formula.ignore_index, check=False)
         grad = torch.empty_like(input)
@@ -197,8 +203,8 @@ def _sums(voxels: Voxels, weight: torch.Tensor | None, formula: Formula) -> torc
 
 def _value_and_slopes(
     sums: torch.Tensor, weight: torch.Tensor | None, formula: Formula, voxels: Voxels
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The loss, and the slopes of its terms: alpha, beta and gamma of shape (B or 1, N), and that of cross-entropy."""
+) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    """The loss, its unweighted terms, and their slopes: alpha, beta, gamma of shape (B or 1, N), cross-entropy's."""
     n_classes = voxels.n_classes
     i, p, g, r, s = sums[:-2].view(-1, 5, n_classes).unbind(1)
     ce, ce_size = sums[-2:]
@@ -211,25 +217,29 @@ def _value_and_slopes(
     in_recall[0] = voxels.multi_hot
 
     union = p + g + formula.smooth_dr
-    share = formula.lambda_dice * weight * in_dice * (union > 0)
+    share = weight * in_dice * (union > 0)
     share = share / (len(i) * in_dice.sum()) if mean else share
     union = torch.where(union > 0, union, 1)
     ratio = (2 * i + formula.smooth_nr) / union
-    loss = (share * (1 - ratio)).sum()
+    dice = (share * (1 - ratio)).sum()
+    share = formula.lambda_dice * share
     alpha, beta = -2 * share / union, share * ratio / union
 
     present = in_recall * (s > 0)
-    share = formula.lambda_skeleton * weight * present
+    share = weight * present
     if mean:
         scored = present.sum(1, keepdim=True) if formula.absent == "skip" else in_recall.sum()
         share = share / (len(i) * scored.clamp(min=1))
     size = (s + formula.smooth_dr).clamp(min=1e-8)
-    loss += (share * (1 - (r + formula.smooth_nr) / size)).sum()
-    gamma = share / size
+    recall = (share * (1 - (r + formula.smooth_nr) / size)).sum()
+    gamma = formula.lambda_skeleton * share / size
 
-    slope = formula.lambda_ce * (ce_size > 0).double()
-    slope = slope / torch.where(ce_size > 0, ce_size, 1) if mean else slope
-    return loss + slope * ce, [alpha, beta, gamma, slope]
+    share = (ce_size > 0).double()
+    share = share / torch.where(ce_size > 0, ce_size, 1) if mean else share
+    entropy = share * ce
+
+    loss = formula.lambda_dice * dice + formula.lambda_ce * entropy + formula.lambda_skeleton * recall
+    return loss, torch.stack([dice, entropy, recall]), [alpha, beta, gamma, formula.lambda_ce * share]
 
 
 def _write_gradient(

@@ -34,7 +34,8 @@ class SkeletonRecallLoss(_Loss):
     Args:
         include_background: whether channel 0 of a target of N channels is scored. In class indices 0 means "no tube"
             and is never scored; a single channel always is.
-        to_onehot_y: whether ``target`` holds class indices; of no effect with one channel, which is its own mask.
+        to_onehot_y: whether ``target`` holds class indices; of no effect with one channel, which is its own mask. A
+            target of N channels is then taken as it is: classes that may share a voxel, the first being "no tube".
         sigmoid: ``input`` holds logits of independent channels.
         softmax: ``input`` holds logits of exclusive classes.
         other_act: function from ``input`` to probabilities. Without any activation ``input`` holds probabilities.
@@ -46,6 +47,9 @@ class SkeletonRecallLoss(_Loss):
             divide; a single channel takes none.
         absent: ``"skip"`` leaves a class without tube out of :math:`C_b`; ``"count"`` counts it as recalled, which
             shrinks the others' share, as the published code does through its smoothing.
+
+    Attributes:
+        terms: ``{"skeleton_recall": value}`` of the last call, detached, for a log.
 
     Raises:
         ValueError: when more than one activation is given, or ``reduction``, ``absent`` or ``weight`` is none of the
@@ -86,13 +90,14 @@ class SkeletonRecallLoss(_Loss):
         self.smooth_dr = float(smooth_dr)
         self.batch = batch
         self.absent = _one_of("absent", absent, ("skip", "count"))
+        self.terms: dict[str, torch.Tensor] = {}
         self.register_buffer("weight", _class_weights(weight), persistent=False)
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """
         Args:
             input: logits or probabilities, shape BNH[WD].
-            target: tubed skeleton; class indices of shape B1H[WD] with ``to_onehot_y``, else 0 and 1, shape BNH[WD].
+            target: tubed skeleton; class indices, shape B1H[WD], with ``to_onehot_y``; or 0 and 1, shape BNH[WD].
 
         Returns:
             Scalar of at least 0, lower is better; with ``reduction="none"`` shape (B, classes, 1, ...), B = 1 with
@@ -105,13 +110,14 @@ class SkeletonRecallLoss(_Loss):
         """
         input, target = _plain(input), _plain(target)
         n_items, n_classes = input.shape[:2]
-        indices = self.to_onehot_y and n_classes > 1
+        exclusive = self.to_onehot_y and n_classes > 1
+        indices = exclusive and not _has_channels(target, n_classes)
         _check_shape(input, target, 1 if indices else n_classes, "set to_onehot_y=True for class indices")
         if self.softmax:
             _check_softmax(n_classes)
-        if self.sigmoid and not indices:
+        if self.sigmoid and not exclusive:
             _check_background(n_classes, self.include_background)
-        first = 1 if n_classes > 1 and (indices or not self.include_background) else 0
+        first = 1 if exclusive or (n_classes > 1 and not self.include_background) else 0
 
         scored = target if indices else target[:, first:]
         item, channel, *voxel = scored.nonzero(as_tuple=True)
@@ -145,7 +151,9 @@ class SkeletonRecallLoss(_Loss):
             loss = (loss.sum(1) / (size > 0).sum(1).clamp(min=1)).mean()
         else:
             loss = loss.mean()
-        return loss.to(torch.float64 if input.dtype == torch.float64 else torch.float32)
+        loss = loss.to(torch.float64 if input.dtype == torch.float64 else torch.float32)
+        self.terms = {"skeleton_recall": loss.detach()}
+        return loss
 
     def _probabilities(
         self, input: torch.Tensor, item: torch.Tensor, channel: torch.Tensor, voxel: list[torch.Tensor]
@@ -208,6 +216,10 @@ class DiceCESkeletonRecallLoss(_Loss):
         absent: see :py:class:`SkeletonRecallLoss`.
         ignore_index: label of voxels that no term counts; overlapping regions: in any channel of the label.
 
+    Attributes:
+        terms: the three terms of the last call before they are weighted, scalars without gradient, for a log:
+            ``dice``, ``ce`` and ``skeleton_recall``. Empty before the first call.
+
     Raises:
         ValueError: when a lambda is negative, ``ignore_index`` is 0 (background), or ``reduction``, ``absent`` or
             ``weight`` is none of the above.
@@ -254,6 +266,7 @@ class DiceCESkeletonRecallLoss(_Loss):
         self.batch = batch
         self.absent = _one_of("absent", absent, ("skip", "count"))
         self.ignore_index = ignore_index
+        self.terms: dict[str, torch.Tensor] = {}
         self.register_buffer("weight", _class_weights(weight), persistent=False)
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -261,8 +274,9 @@ class DiceCESkeletonRecallLoss(_Loss):
         Args:
             input: logits, shape BNH[WD].
             target: label and its tubed skeleton stacked on the channel axis (MONAI's trainer hands a loss one
-                target; ``ConcatItemsd`` stacks them). Class indices, shape B2H[WD]; or with ``sigmoid``, for
-                overlapping regions, N channels of 0 and 1 of the label and N of the tube, shape B(2N)H[WD].
+                target; ``ConcatItemsd`` stacks them). Class indices, shape B2H[WD]; or a label of class indices and a
+                tube of 0 and 1 for each class, which may then share a voxel, shape B(1+N)H[WD]; or with ``sigmoid``,
+                for overlapping regions, N channels of 0 and 1 of the label and N of the tube, shape B(2N)H[WD].
 
         Returns:
             Scalar, lower is better, 0 for a perfect and certain prediction. float32 for half precision.
@@ -276,9 +290,10 @@ class DiceCESkeletonRecallLoss(_Loss):
         n_classes = input.shape[1]
         if not self.sigmoid:
             _check_softmax(n_classes)
-        overlapping = self.sigmoid and target.ndim > 1 and target.shape[1] == 2 * n_classes
+        overlapping = self.sigmoid and _has_channels(target, 2 * n_classes)
         channels = n_classes if overlapping else 1
-        _check_shape(input, target, 2 * channels, "stack the label and its tubed skeleton on the channel axis")
+        tubes = n_classes if overlapping or _has_channels(target, 1 + n_classes) else 1
+        _check_shape(input, target, channels + tubes, "stack the label and its tubed skeleton on the channel axis")
         if overlapping:
             _check_background(n_classes, self.include_background)
         formula = Formula(
@@ -294,12 +309,19 @@ class DiceCESkeletonRecallLoss(_Loss):
             absent=self.absent,
             ignore_index=self.ignore_index,
         )
-        return fused_loss(input, target[:, :channels], target[:, channels:], _weight_of(self.weight, input), formula)
+        weight = _weight_of(self.weight, input)
+        loss, terms = fused_loss(input, target[:, :channels], target[:, channels:], weight, formula)
+        self.terms = dict(zip(("dice", "ce", "skeleton_recall"), terms.unbind()))
+        return loss
 
 
 def _plain(x: torch.Tensor) -> torch.Tensor:
     """Without metadata, which MONAI's MetaTensor would carry through each operation."""
     return x.as_tensor() if isinstance(x, MetaTensor) else x
+
+
+def _has_channels(target: torch.Tensor, channels: int) -> bool:
+    return target.ndim > 1 and target.shape[1] == channels
 
 
 def _check_shape(input: torch.Tensor, target: torch.Tensor, channels: int, advice: str) -> None:

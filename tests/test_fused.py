@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-from functools import partial
 
 import pytest
 import torch
@@ -15,8 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 from torch.nn.parallel import DistributedDataParallel
 
 from monai_skelrec import chunks
-from monai_skelrec.fused import Formula, fused_loss
-from monai_skelrec.losses import DiceCESkeletonRecallLoss, SkeletonRecallLoss
+from monai_skelrec.losses import DiceCESkeletonRecallLoss
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 
@@ -40,12 +38,14 @@ def plain_loss(
     """lambda_dice D + lambda_ce CE + lambda_skeleton R, term by term as defined, in float64."""
     x, target = x.double().flatten(2), target.flatten(2)
     n_classes = x.shape[1]
-    multi_hot = target.shape[1] == 2 * n_classes
-    label, tube = target.chunk(2, 1)
+    multi_hot, shared = target.shape[1] == 2 * n_classes, target.shape[1] == 1 + n_classes > 2
+    label, tube = target.split([1, n_classes] if shared else target.shape[1] // 2, 1)
     m = (label != ignore_index).all(1, keepdim=True) if ignore_index is not None else torch.ones_like(label[:, :1]) > 0
     label, tube = label.where(m, 0).long(), tube.where(m, 0).long()
-    if not multi_hot:
-        label, tube = (one_hot(t[:, 0], n_classes).movedim(-1, 1) for t in (label, tube))
+    label, tube = (
+        t if hot else one_hot(t[:, 0], n_classes).movedim(-1, 1)
+        for t, hot in ((label, multi_hot), (tube, multi_hot or shared))
+    )
     m, y, t = m.double(), label * m.double(), tube * m.double()
     w = torch.ones(n_classes, device=x.device).double() if weight is None else weight.to(x)
     w_of_class = torch.ones_like(w) if n_classes == 1 else w
@@ -75,10 +75,11 @@ def plain_loss(
 
 
 def sample(n_items, n_classes, shape, *, multi_hot, seed, device="cpu"):
-    """Logits, and a target with absent classes and one item without any tube."""
+    """Logits, and a target with absent classes and one item without any tube; ``multi_hot`` may be True, False or
+    "tube", for class indices beside tubes that share voxels."""
     torch.manual_seed(seed)
     x = torch.randn(n_items, n_classes, *shape, dtype=torch.float64)
-    if multi_hot:
+    if multi_hot is True:
         label = (torch.rand(n_items, n_classes, *shape) < 0.4).long()
         label[0, 0] = 0
         tube = label * (torch.rand(label.shape) < 0.4)
@@ -86,6 +87,9 @@ def sample(n_items, n_classes, shape, *, multi_hot, seed, device="cpu"):
         label = torch.randint(0, n_classes, (n_items, 1, *shape))
         label[0][label[0] == n_classes - 1] = 0
         tube = label * (torch.rand(label.shape) < 0.4)
+    if multi_hot == "tube":
+        tube = (torch.rand(n_items, n_classes, *shape) < 0.3).long()
+        tube[0, -1] = 0
     tube[-1] = 0
     return x.to(device).requires_grad_(), torch.cat([label, tube], 1).to(device)
 
@@ -117,6 +121,7 @@ def small_chunks(monkeypatch):
 FORMS = [
     pytest.param({"sigmoid": False}, False, id="softmax"),
     pytest.param({"sigmoid": True}, False, id="sigmoid of class indices"),
+    pytest.param({"sigmoid": False}, "tube", id="softmax, tubes that share voxels"),
     pytest.param({"sigmoid": True, "include_background": True}, True, id="overlapping regions"),
 ]
 
@@ -128,7 +133,7 @@ def test_every_combination_of_options_equals_the_plain_formula(form, multi_hot, 
     ignored = target.clone()
     ignored[:, 0, 1:, 2:4] = 9
     weight = torch.tensor([0.0, 1, 2, 0.5])
-    background = [True] if multi_hot else [False, True]
+    background = [True] if multi_hot is True else [False, True]
     for back, reduction, batch, w, absent, ignore in itertools.product(
         background, ("mean", "sum"), (False, True), (None, weight), ("skip", "count"), (None, 9)
     ):
@@ -140,15 +145,16 @@ def test_every_combination_of_options_equals_the_plain_formula(form, multi_hot, 
 @pytest.mark.parametrize("seed", range(40))
 def test_any_shape_and_number_of_classes_equals_the_plain_formula(seed, small_chunks):
     choose = random.Random(seed).choice
-    multi_hot = choose([False, False, True])
-    n_classes = choose([1, 2, 3, 14, 118]) if multi_hot else choose([2, 3, 14, 118])
+    multi_hot = choose([False, "tube", True])
+    regions = multi_hot is True
+    n_classes = choose([1, 2, 3, 14, 118] if regions else [2, 3, 14, 118])
     shape = choose([(11,), (1, 1), (5, 7), (1, 9), (3, 4, 5), (2, 1, 6)])
     x, target = sample(choose([1, 2, 3]), n_classes, shape, multi_hot=multi_hot, seed=seed)
     grad = assert_equal_to_plain(
         x,
         target.to(choose([torch.uint8, torch.int16, torch.int64, torch.float32])),
-        sigmoid=multi_hot or choose([False, True]),
-        include_background=multi_hot or choose([False, True]),
+        sigmoid=regions or choose([False, True]),
+        include_background=regions or choose([False, True]),
         lambda_dice=choose([0, 1, 0.3]),
         lambda_ce=choose([0, 1, 2.0]),
         lambda_skeleton=choose([0, 1, 0.1]),
@@ -163,22 +169,6 @@ def test_one_channel_equals_the_plain_formula():
     x, target = sample(2, 1, (4, 5), multi_hot=True, seed=1)
     for options in ({}, {"weight": torch.tensor([3.0])}, {"include_background": True, "ignore_index": 7}):
         assert_equal_to_plain(x, target, sigmoid=True, **options)
-
-
-def test_a_multi_hot_tube_beside_an_index_label_equals_the_plain_formula(small_chunks):
-    x, target = sample(2, 3, (4, 5), multi_hot=False, seed=14)
-    label = target[:, :1]
-    tube = (torch.rand(2, 3, 4, 5) < 0.3).long()
-    tube[:, 0] = 0
-    for sigmoid in (False, True):
-        formula = Formula(False, 1, 1, 1, sigmoid, "mean", 1e-5, 1e-5, False, "skip", None)
-        value, grad = value_and_gradient(lambda x: fused_loss(x, label, tube, None, formula), x)
-        without = value_and_gradient(lambda x: plain_loss(x, target, lambda_skeleton=0, sigmoid=sigmoid), x)
-        p = torch.sigmoid if sigmoid else partial(torch.softmax, dim=1)
-        recall = SkeletonRecallLoss(include_background=True, other_act=p)
-        only = value_and_gradient(lambda x: recall(x, tube), x)
-        torch.testing.assert_close(value, without[0] + only[0], atol=1e-9, rtol=0)
-        torch.testing.assert_close(grad, without[1] + only[1], atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("form, multi_hot", FORMS)
@@ -266,11 +256,29 @@ def test_one_class_filling_the_volume(form, multi_hot):
     assert_equal_to_plain(x, torch.ones_like(target), **form)
 
 
+@pytest.mark.parametrize("options", [{}, {"reduction": "sum", "batch": True, "weight": [0.5, 1, 2]}])
+@pytest.mark.parametrize("form, multi_hot", FORMS)
+def test_the_terms_are_those_of_the_plain_formula_whatever_their_weights(form, multi_hot, options, small_chunks):
+    x, target = sample(2, 3, (6, 7), multi_hot=multi_hot, seed=14)
+    lambdas = {"lambda_dice": 0.3, "lambda_ce": 0.0, "lambda_skeleton": 2.0}
+    loss = DiceCESkeletonRecallLoss(**lambdas, **options, **form)
+    assert loss.terms == {}
+    value = loss(x, target)
+    weights = torch.tensor(options.get("weight", [1, 1, 1]))
+    for name, key in (("dice", "lambda_dice"), ("ce", "lambda_ce"), ("skeleton_recall", "lambda_skeleton")):
+        only = {**dict.fromkeys(lambdas, 0.0), key: 1.0}
+        expected = plain_loss(x, target, **only, **{**options, "weight": weights}, **form)
+        assert loss.terms[name].shape == () and not loss.terms[name].requires_grad
+        torch.testing.assert_close(loss.terms[name], expected.detach(), atol=1e-9, rtol=1e-9)
+    total = sum(lambdas[key] * term for key, term in zip(lambdas, loss.terms.values()))
+    torch.testing.assert_close(total, value.detach(), atol=1e-12, rtol=1e-12)
+
+
 @pytest.mark.parametrize("form, multi_hot", FORMS)
 @pytest.mark.parametrize("smooth", [1e-5, 0.0])
 def test_a_sample_of_ignored_voxels_only_costs_nothing_and_keeps_the_graph(form, multi_hot, smooth):
     x, target = sample(2, 3, (6, 7), multi_hot=multi_hot, seed=8)
-    target[:, : target.shape[1] // 2] = 5
+    target[:, : 1 if multi_hot == "tube" else target.shape[1] // 2] = 5
     loss = DiceCESkeletonRecallLoss(ignore_index=5, smooth_nr=smooth, smooth_dr=smooth, **form)
     value, grad = value_and_gradient(lambda x: loss(x, target), x)
     assert value == 0

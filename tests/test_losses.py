@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -132,6 +133,34 @@ def test_one_channel_is_its_own_mask_and_takes_no_weight():
     logits = CERTAIN * (2 * torch.tensor([1.0, 1, 1, 0, 0, 0, 0, 0]).view_as(tube) - 1)
     for options in ({}, {"weight": [7.0]}, {"to_onehot_y": True}, {"include_background": True}):
         assert SkeletonRecallLoss(sigmoid=True, **options)(logits, tube).item() == pytest.approx(0.5, abs=1e-5)
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("absent", ["skip", "count"])
+def test_classes_may_share_a_voxel_of_the_tube(absent, background):
+    """Class 1 on the first four, class 2 on the middle four of eight pixels; two and none of them found."""
+    shared = torch.tensor([[0, 0, 0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 1, 1, 0, 0]]).view(
+        1, 3, 1, 8
+    )
+    input = logits_of([0, 0, 1, 1, 0, 0, 0, 0])
+    loss = recall_loss(include_background=background, absent=absent)
+    assert loss(input, shared).item() == pytest.approx((1 / 2 + 1) / 2, abs=1e-5)
+    compound = DiceCESkeletonRecallLoss(lambda_dice=0, lambda_ce=0, absent=absent, include_background=background)
+    assert compound(input, torch.cat([TUBE, shared], 1)).item() == pytest.approx((1 / 2 + 1) / 2, abs=1e-5)
+
+
+def test_terms_of_the_last_call_are_kept_without_a_graph():
+    logits = torch.randn(1, 3, 1, 8, requires_grad=True)
+    recall, compound = recall_loss(), DiceCESkeletonRecallLoss(lambda_skeleton=0)
+    assert recall.terms == compound.terms == {}
+    value = recall(logits, TUBE)
+    compound(logits, torch.cat([TUBE, TUBE], 1))
+    assert list(compound.terms) == ["dice", "ce", "skeleton_recall"]
+    # also what is not trained on can be watched
+    assert recall.terms["skeleton_recall"].item() == value.item()
+    assert compound.terms["skeleton_recall"].item() == pytest.approx(value.item(), abs=1e-6)
+    assert not any(term.requires_grad for term in (*recall.terms.values(), *compound.terms.values()))
+    copy.deepcopy(compound)  # as EMA and data parallelism do
 
 
 @pytest.mark.parametrize("options", [{}, {"batch": True}, {"absent": "count", "reduction": "sum", "weight": [1, 2, 3]}])
