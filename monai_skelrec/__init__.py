@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .datasets import Split, list_cases, split_cases
+from .deep_supervision import TubeDeepSupervisionLoss, pool_target
 from .losses import DiceCESkeletonRecallLoss, SkeletonRecallLoss
 from .metrics import (
     BettiErrorMetric,
@@ -44,6 +45,7 @@ __all__ = [
     "MapLabelValuesd",
     "SkeletonRecallLoss",
     "Split",
+    "TubeDeepSupervisionLoss",
     "TubedSkeleton",
     "TubedSkeletonD",
     "TubedSkeletonDict",
@@ -55,6 +57,7 @@ __all__ = [
     "compute_centerline_dice",
     "jaw",
     "list_cases",
+    "pool_target",
     "render",
     "split_cases",
     "tubed_skeleton",
