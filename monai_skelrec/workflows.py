@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
+import os
 import re
 import sys
 import traceback
@@ -22,12 +23,16 @@ import torch
 import yaml
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser, ConfigWorkflow
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
+from .checkpoints import CONFIG, LAST, PREVIOUS, WEIGHTS, refuse_other_network
 from .files import replace
-from .handlers import LAST, WEIGHTS, refuse_other_network
+from .processes import is_first
 
 __all__ = [
     "FACTS",
+    "SPLIT",
+    "TASK",
     "check_checkpoint",
     "check_plan",
     "open_run",
@@ -62,11 +67,13 @@ FACTS = (
     "checkpoint",
 )
 # which cases a run held out: evaluation of the run must hold out the same
-_SPLIT = ("modality", "fold", "folds", "split_seed", "group_table")
+SPLIT = ("modality", "fold", "folds", "split_seed", "group_table")
+
+TASK = "task.yaml"
 
 _NUMBER_OR_WORD = ("fold",)  # knobs that take a number or a word
 
-_CONFIG, _TASK, _LOG = "config.yaml", "task.yaml", "train.log"
+_LOG = "train.log"
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
@@ -153,6 +160,9 @@ def show_root_cause() -> None:
 def _print_root_cause_last(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     traceback.print_exception(kind, error, trace)
     if not issubclass(kind, KeyboardInterrupt):
+        if "TORCHELASTIC_ERROR_FILE" in os.environ:
+            # torchrun ends the other processes, and prints the cause of the first failure in its summary
+            get_error_handler().record_exception(RuntimeError(root_cause(error)))
         sys.stderr.write(f"\nError: {root_cause(error)}\n")
 
 
@@ -237,7 +247,8 @@ def open_run(output_dir: str, resume: bool = False) -> None:
 
     ``config.yaml`` is the merged configuration with what the command line changed; training with it again gives the
     same model. ``task.yaml`` holds the task's facts, the split and the absolute path of the weights, so
-    ``--config_file "['configs/inference.json', '<output_dir>/task.yaml']"`` needs no other knob.
+    ``--config_file "['configs/inference.json', '<output_dir>/task.yaml']"`` needs no other knob. Of several processes
+    the first one writes.
 
     Args:
         output_dir: the folder.
@@ -250,20 +261,22 @@ def open_run(output_dir: str, resume: bool = False) -> None:
         RuntimeError: when it is not called from a bundle workflow.
     """
     folder = Path(output_dir)
-    if not resume and any((folder / name).exists() for name in (WEIGHTS, LAST)):
+    if not resume and any((folder / name).exists() for name in (WEIGHTS, LAST, PREVIOUS)):
         raise FileExistsError(f"{output_dir!r} holds a run already; take another --output_dir, or --resume True.")
     config = {key: value for key, value in _running_config().items() if key != ConfigParser.meta_key}
-    facts = _plain({key: config[key] for key in (*FACTS, *_SPLIT, "network_def") if key in config})
+    facts = _plain({key: config[key] for key in (*FACTS, *SPLIT, "network_def") if key in config})
     facts["checkpoint"] = str((folder / WEIGHTS).resolve())
     if facts.get("group_table"):
         facts["group_table"] = str(Path(facts["group_table"]).resolve())
     if resume:
         _refuse_other_facts(folder, facts)
+    if not is_first():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     # whoever trains with it again starts anew
-    _write_yaml(folder / _CONFIG, {**config, "resume": False}, "# The configuration of this run, merged and as run.")
+    _write_yaml(folder / CONFIG, {**config, "resume": False}, "# The configuration of this run, merged and as run.")
     _write_yaml(
-        folder / _TASK, facts, "# Facts of the task and of this run: lay it over evaluate.yaml or inference.json."
+        folder / TASK, facts, "# Facts of the task and of this run: lay it over evaluate.yaml or inference.json."
     )
     log = logging.FileHandler(folder / _LOG, encoding="utf-8")
     log.setFormatter(logging.Formatter("%(asctime)s - %(name)s - %(levelname)s - %(message)s"))
@@ -271,9 +284,9 @@ def open_run(output_dir: str, resume: bool = False) -> None:
 
 
 def _refuse_other_facts(folder: Path, facts: Mapping[str, Any]) -> None:
-    if not (folder / LAST).is_file() or not (folder / _TASK).is_file():
-        raise FileNotFoundError(f"{str(folder)!r} holds no {LAST} to resume from; start without --resume.")
-    before = yaml.safe_load((folder / _TASK).read_text(encoding="utf-8"))
+    if not (folder / TASK).is_file():
+        raise FileNotFoundError(f"{str(folder)!r} holds no run to resume; start without --resume.")
+    before = yaml.safe_load((folder / TASK).read_text(encoding="utf-8"))
     changed = [key for key in {**before, **facts} if before.get(key) != facts.get(key)]
     if changed:
         raise ValueError(

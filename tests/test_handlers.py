@@ -8,7 +8,7 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 
-from monai_skelrec import handlers
+from monai_skelrec import checkpoints, handlers
 
 
 class Toy:
@@ -28,7 +28,7 @@ class Toy:
         handlers.Reseed(7).attach(self.trainer)
         self.trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: self.scheduler.step())
         self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self.validate)
-        self.checkpoints = handlers.RunCheckpoints(
+        self.checkpoints = checkpoints.RunCheckpoints(
             str(folder), self.network, self.optimizer, self.scheduler, self.validator
         )
         self.checkpoints.attach(self.trainer)
@@ -59,7 +59,7 @@ def test_best_weights_and_last_state_are_written(tmp_path):
     torch.testing.assert_close(last["network"], dict(toy.network.state_dict()))
     best = torch.load(tmp_path / "model.pt", weights_only=True)
     assert best["weight"] != last["network"]["weight"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", "model.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", "model.pt", "previous.pt"]
 
 
 def test_run_that_was_never_scored_keeps_its_last_weights(tmp_path):
@@ -78,7 +78,7 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path):
     torch.manual_seed(0)
     Toy(tmp_path / "parts", epochs=5).run(until=3)
     resumed = Toy(tmp_path / "parts", epochs=5)
-    handlers.resume_run(resumed.checkpoints, resumed.trainer)
+    checkpoints.resume_run(resumed.checkpoints, resumed.trainer)
     assert resumed.trainer.state.epoch == 3
     resumed.run()
     for name, value in whole.network.state_dict().items():
@@ -90,18 +90,18 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path):
 def test_finished_run_is_not_resumed(tmp_path):
     toy = Toy(tmp_path, epochs=2).run()
     with pytest.raises(ValueError, match="has all 2 epochs already; raise --epochs to train on"):
-        handlers.resume_run(toy.checkpoints, toy.trainer)
+        checkpoints.resume_run(toy.checkpoints, toy.trainer)
 
 
 def test_nothing_to_resume_and_another_network_are_named(tmp_path):
     toy = Toy(tmp_path, epochs=2)
-    with pytest.raises(FileNotFoundError, match="holds no last.pt to resume from; start without --resume"):
-        handlers.resume_run(toy.checkpoints, toy.trainer)
+    with pytest.raises(FileNotFoundError, match="holds no run to resume; start without --resume"):
+        checkpoints.resume_run(toy.checkpoints, toy.trainer)
     toy.run()
     longer = Toy(tmp_path, epochs=3)
     longer.checkpoints.network = torch.nn.Linear(1, 2)
     with pytest.raises(ValueError, match="last.pt' belongs to another network"):
-        handlers.resume_run(longer.checkpoints, longer.trainer)
+        checkpoints.resume_run(longer.checkpoints, longer.trainer)
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
