@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+from .challenges import (
+    CHALLENGES,
+    Challenge,
+    aggregate_toothfairy,
+    aggregate_topcow,
+    toothfairy2_scores,
+    toothfairy3_scores,
+    toothfairy_scores,
+    topcow_scores,
+)
 from .datasets import Split, list_cases, split_cases
 from .deep_supervision import TubeDeepSupervisionLoss, pool_target
 from .losses import DiceCESkeletonRecallLoss, SkeletonRecallLoss
@@ -33,7 +43,9 @@ from .transforms import (
 
 __all__ = [
     "BettiErrorMetric",
+    "CHALLENGES",
     "CenterlineDiceMetric",
+    "Challenge",
     "CheckScan",
     "CheckScanD",
     "CheckScanDict",
@@ -50,6 +62,8 @@ __all__ = [
     "TubedSkeletonD",
     "TubedSkeletonDict",
     "TubedSkeletond",
+    "aggregate_toothfairy",
+    "aggregate_topcow",
     "check_order",
     "circle_of_willis",
     "compute_betti_error",
@@ -60,6 +74,10 @@ __all__ = [
     "pool_target",
     "render",
     "split_cases",
+    "toothfairy2_scores",
+    "toothfairy3_scores",
+    "toothfairy_scores",
+    "topcow_scores",
     "tubed_skeleton",
     "write_phantoms",
     "write_renderings",
