@@ -19,6 +19,8 @@ _T = TypeVar("_T")
 # Bytes of the probabilities of a chunk with the numbers per voxel that go with them; about four times as much is held
 # at once, on a CPU by each thread. Smaller chunks stay in a nearer cache but cost more calls.
 CHUNK_BYTES = 2**22
+# On a GPU each call takes microseconds, whatever its size: there, fewer and larger ones.
+GPU_CHUNK_BYTES = 2**26
 
 # Numbers in a tensor that PyTorch itself does not split over threads.
 SERIAL_SIZE = 2**15
@@ -82,10 +84,11 @@ class Voxels:
         loading.
         """
         n_items, n_classes, n_voxels = self.logits.shape
-        on_cpu = self.logits.device.type == "cpu" and self.logits.numel() >= SERIAL_SIZE
-        threads = torch.get_num_threads() if on_cpu else 1
+        on_cpu = self.logits.device.type == "cpu"
+        threads = torch.get_num_threads() if on_cpu and self.logits.numel() >= SERIAL_SIZE else 1
+        size = CHUNK_BYTES if on_cpu else GPU_CHUNK_BYTES
         # pairs and other numbers per voxel weigh as much as some 16 classes
-        step = max(1, min(CHUNK_BYTES // (4 * (n_classes + 16)), n_items * n_voxels // threads))
+        step = max(1, min(size // (4 * (n_classes + 16)), n_items * n_voxels // threads))
         spans = [(item, slice(start, start + step)) for item in range(n_items) for start in range(0, n_voxels, step)]
         results: dict[int, _T] = {}
         queue = enumerate(spans)  # shared: whoever is done takes the next

@@ -7,11 +7,14 @@ probabilities again, chunk by chunk. Nothing of the size of the logits is ever h
 
 from __future__ import annotations
 
+import functools
 import math
+import warnings
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from monai.utils import optional_import
 from torch.nn import functional as F
 
 from .chunks import Chunk, Voxels
@@ -20,6 +23,9 @@ __all__ = ["Formula", "fused_loss"]
 
 # exp(z) as exp2(z * log2(e)), three times faster on a CPU
 _LOG2_E = 1 / math.log(2)
+
+# where Triton's kernels serve; elsewhere PyTorch's do
+KERNEL_DEVICES = ("cuda",)
 
 
 class Formula(NamedTuple):
@@ -123,7 +129,7 @@ class _FusedLoss(torch.autograd.Function):
         with torch.no_grad(), torch.autocast(input.device.type, enabled=False):
             # not on the finished gradient: in half precision a scaled loss would come too late for small values
             slopes = [(slope * grad_output).to(voxels.dtype) for slope in ctx.slopes]
-            _write_gradient(voxels.rows(grad), voxels, ctx.weight, slopes, ctx.formula.sigmoid)
+            _write_gradient(voxels.rows(grad), voxels, ctx.weight, slopes, ctx.formula)
         if torch.is_grad_enabled():
             grad = _OnlyOnce.apply(grad, input, grad_output)
         return grad, None, None, None, None, None, None
@@ -139,6 +145,29 @@ class _OnlyOnce(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         raise RuntimeError("DiceCESkeletonRecallLoss can be differentiated once, not twice: avoid create_graph=True.")
+
+
+def _kernels(voxels: Voxels, formula: Formula) -> Any:
+    """The module of Triton's kernels where it can serve, else None."""
+    one_channel = voxels.label.shape[1] == 1 and voxels.tube.shape[1] == 1
+    if voxels.logits.device.type not in KERNEL_DEVICES or formula.sigmoid or not one_channel:
+        return None
+    kernels = _built_kernels(voxels.logits.device)
+    return kernels if kernels is not None and voxels.n_classes <= kernels.MAX_CLASSES else None
+
+
+@functools.cache
+def _built_kernels(device: torch.device) -> Any:
+    kernels, installed = optional_import("monai_skelrec.kernels")
+    if not installed:
+        return None
+    probe = torch.zeros(1, 2, 1, device=device)
+    try:
+        kernels.class_sums(probe, probe[:, :1], probe[:, :1], probe[0, :, 0].double(), None)
+    except Exception as error:  # Triton compiles on the user's machine, which may lack a compiler
+        warnings.warn(f"the loss runs on PyTorch's slower kernels on {device}, for Triton's cannot be built: {error}")
+        return None
+    return kernels
 
 
 def _softmax(chunk: Chunk) -> tuple[torch.Tensor, torch.Tensor]:
@@ -192,9 +221,18 @@ def _sums(voxels: Voxels, weight: torch.Tensor | None, formula: Formula) -> torc
 
     total = voxels.logits.new_zeros(5 * n_items * n_classes + 2, dtype=torch.float64)
     per_class = total[:-2].view(n_items, 5, n_classes)
-    for item, sums, entropy in voxels.map(add):
-        per_class[item] += sums
-        total[-2:] += entropy
+    kernels = _kernels(voxels, formula)
+    if kernels is not None:
+        w = torch.ones_like(per_class[0, 0]) if weight is None else weight
+        of_items, entropy, n_bad = kernels.class_sums(voxels.logits, voxels.label, voxels.tube, w, formula.ignore_index)
+        if n_bad > 0:
+            voxels.map(lambda chunk: None)  # reads the values one by one, and says which one is no class
+        per_class += of_items.sum(0) if formula.batch else of_items
+        total[-2] = entropy
+    else:
+        for item, sums, entropy in voxels.map(add):
+            per_class[item] += sums
+            total[-2:] += entropy
     if not formula.sigmoid:
         g = per_class[:, _G]
         total[-1] = (g if weight is None else g * weight).sum()
@@ -243,12 +281,18 @@ def _value_and_slopes(
 
 
 def _write_gradient(
-    out: torch.Tensor, voxels: Voxels, weight: torch.Tensor | None, slopes: list[torch.Tensor], sigmoid: bool
+    out: torch.Tensor, voxels: Voxels, weight: torch.Tensor | None, slopes: list[torch.Tensor], formula: Formula
 ) -> None:
     """Write the gradient by the logits into ``out``, shape (B, N, voxels)."""
     alpha, beta, gamma = (slope.expand(len(out), -1) for slope in slopes[:3])
-    ce = slopes[3]
+    ce, sigmoid = slopes[3], formula.sigmoid
     ce_of_class = None if weight is None else ce * weight.to(ce)
+    kernels = _kernels(voxels, formula)
+    if kernels is not None:
+        of_class = ce.expand(voxels.n_classes) if ce_of_class is None else ce_of_class
+        logits, label, tube = voxels.logits, voxels.label, voxels.tube
+        kernels.write_gradient(out, logits, label, tube, [alpha, beta, gamma], of_class, formula.ignore_index)
+        return
 
     def write(chunk: Chunk) -> None:
         label, tube = chunk.label, chunk.tube

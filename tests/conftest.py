@@ -1,10 +1,16 @@
-"""Trained runs, made once for all tests of a session."""
+"""Trained runs, made once for all tests of a session, and Triton's interpreter where there is no GPU."""
 
 from __future__ import annotations
 
+import os
+
 import monai.bundle
 import pytest
+import torch
 from bundle_data import SMALL_BUDGET, files_of, overlay, small_network, write_data
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is first imported
 
 
 @pytest.fixture(scope="session")
