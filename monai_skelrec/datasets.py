@@ -11,21 +11,14 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
-import nibabel
-import numpy as np
-from monai.utils import optional_import
+from .grids import PICTURES, VOLUMES, grid_difference, read_grid
 
 __all__ = ["LAYOUTS", "PICTURES", "VOLUMES", "Split", "list_cases", "split_cases"]
 
-itk, _ = optional_import("itk")
-pil_image, _ = optional_import("PIL.Image")
-
 Case = dict[str, str]
 
-VOLUMES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".npy")
-PICTURES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".gif", ".bmp")
 _SHOWN = 10  # problems printed in one message; the rest is counted
 
 
@@ -34,13 +27,6 @@ class Split(NamedTuple):
 
     training: list[Case]
     held_out: list[Case]
-
-
-class _Grid(NamedTuple):
-    """Where the voxels of a file are; ``affine`` is None in formats that carry none."""
-
-    shape: tuple[int, ...]
-    affine: np.ndarray | None
 
 
 def list_cases(layout: str, dataset_dir: str, spatial_dims: int = 3, modality: str = "all") -> list[Case]:
@@ -241,7 +227,7 @@ def _problems_of(case: Case, spatial_dims: int) -> Iterator[str]:
     grids = {}
     for kind in ("image", "label"):
         try:
-            grids[kind] = _read_grid(case[kind])
+            grids[kind] = read_grid(case[kind])
         # each library has its own exceptions for a damaged file; all of them mean the same to the user
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
@@ -254,42 +240,7 @@ def _problems_of(case: Case, spatial_dims: int) -> Iterator[str]:
     image, label = grids["image"], grids["label"]
     if image.shape != label.shape:
         yield f"{case['label']} has shape {label.shape}, its image {case['image']} has {image.shape}: expected one."
-    elif image.affine is not None and label.affine is not None:
-        # half a voxel at the far corner is where resampling image and label apart begins to show
-        corner = np.append(image.shape, 1)
-        shift = np.linalg.solve(image.affine, label.affine @ corner - image.affine @ corner)[:-1]
-        start = np.linalg.solve(image.affine, label.affine[:, -1] - image.affine[:, -1])[:-1]
-        if max(np.abs(shift).max(), np.abs(start).max()) > 0.5:
-            yield f"{case['label']} lies elsewhere than its image {case['image']}: origin, spacing or direction differ."
-
-
-def _read_grid(path: str) -> _Grid:
-    """Shape without channels, and affine, from the header alone."""
-    lower = path.lower()
-    if lower.endswith(".npy"):
-        return _Grid(np.load(path, mmap_mode="r").shape, None)
-    if lower.endswith(PICTURES):
-        with pil_image.open(path) as picture:
-            if picture.mode[0] in "IF":
-                raise ValueError(f"it has more than 8 bits a channel (mode {picture.mode}), which would be cut off")
-            return _Grid(picture.size, None)
-    if lower.endswith((".nii", ".nii.gz")):
-        header = cast(nibabel.spatialimages.SpatialImage, nibabel.load(path))
-        shape, affine = tuple(header.shape), np.asarray(header.affine)
-    else:
-        reader = itk.ImageIOFactory.CreateImageIO(path, itk.CommonEnums.IOFileMode_ReadMode)
-        if reader is None:
-            raise ValueError("ITK knows no reader for it")
-        reader.SetFileName(path)
-        reader.ReadImageInformation()
-        dims = reader.GetNumberOfDimensions()
-        shape = tuple(int(reader.GetDimensions(axis)) for axis in range(dims))
-        affine = np.eye(dims + 1)
-        for axis in range(dims):
-            affine[:dims, axis] = np.asarray(reader.GetDirection(axis)) * reader.GetSpacing(axis)
-            affine[axis, dims] = reader.GetOrigin(axis)
-        affine[:2] *= -1  # ITK counts towards left and posterior, NIfTI towards right and anterior
-    # NIfTI and MHA often store a volume with a fourth axis of length 1
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    return _Grid(shape, affine if affine.shape == (len(shape) + 1,) * 2 else None)
+        return
+    difference = grid_difference(image, label)
+    if difference is not None:
+        yield f"{case['label']} lies elsewhere than its image {case['image']}: {difference}."

@@ -38,7 +38,9 @@ class Faults:
     merges: np.ndarray
 
 
-def mask_faults(pred: np.ndarray, reference: np.ndarray) -> Faults:
+def mask_faults(
+    pred: np.ndarray, reference: np.ndarray, centerlines: tuple[np.ndarray, np.ndarray] | None = None
+) -> Faults:
     """Find what one boolean mask misses and invents of another, shape HW[D].
 
     A break is a run of missed centreline with covered centreline at two ends at least, which the prediction does not
@@ -46,6 +48,11 @@ def mask_faults(pred: np.ndarray, reference: np.ndarray) -> Faults:
     same with the masks exchanged: a run of the prediction's centreline outside the reference that connects parts of
     the reference which are not connected there. What is missed at the end of a vessel is no break, and a missing vessel
     is none either. Both look at the place, not at the whole: a cut ring is broken though it stays in one piece.
+
+    Args:
+        pred: prediction.
+        reference: reference of the same shape.
+        centerlines: of prediction and reference, where they are known; thinned here when None.
 
     Raises:
         ValueError: when the shapes differ.
@@ -55,8 +62,8 @@ def mask_faults(pred: np.ndarray, reference: np.ndarray) -> Faults:
     box = bounding_box(pred | reference)
     offset = np.array([side.start for side in box], dtype=np.int64)
     found = []
-    for mask, other in ((reference[box], pred[box]), (pred[box], reference[box])):
-        centerline = skeleton(mask)
+    lines = (skeleton(pred[box]), skeleton(reference[box])) if centerlines is None else [c[box] for c in centerlines]
+    for centerline, other in ((lines[1], pred[box]), (lines[0], reference[box])):
         outside = centerline & ~other
         found.append((_back(centerline, box, pred.shape), outside, _gaps(centerline, outside, other) + offset))
     (centerline, missed, breaks), (_, false, merges) = found

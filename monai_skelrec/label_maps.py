@@ -10,16 +10,16 @@ import nibabel
 import numpy as np
 from monai.utils import optional_import
 
+from .grids import PICTURES, affine_of_itk, voxel_size
 from .mask_scores import bounding_box
 
-__all__ = ["check_other_values", "read_image", "read_label_map", "to_class_indices", "voxel_size"]
+__all__ = ["as_labels", "check_other_values", "read_image", "read_label_map", "to_class_indices", "voxel_size"]
 
 itk, _ = optional_import("itk")
 pil_image, _ = optional_import("PIL.Image")
 
 _NIFTI = (".nii", ".nii.gz")
 _ITK = (".mha", ".mhd", ".nrrd", ".nhdr")
-_PICTURES = (".png", ".tif", ".tiff", ".gif", ".jpg", ".jpeg", ".bmp")
 
 Spacing = tuple[float, ...]
 
@@ -41,13 +41,30 @@ def read_label_map(path: str | Path) -> tuple[np.ndarray, Spacing | None]:
         ValueError: when it cannot be read, is not 2D or 3D, or holds fractions.
     """
     array, affine = read_image(path)
-    spacing = None if affine is None else voxel_size(affine)[: array.ndim]
+    return as_labels(array, path), None if affine is None else voxel_size(affine)[: array.ndim]
+
+
+def as_labels(array: np.ndarray, path: str | Path) -> np.ndarray:
+    """Integers of a label map that may be stored as booleans or floats.
+
+    Args:
+        array: of any dtype.
+        path: where it comes from, for the message.
+
+    Returns:
+        The same values; of an integer dtype.
+
+    Raises:
+        ValueError: when it holds fractions, NaN or infinity.
+    """
     if array.dtype == bool:
-        return array.astype(np.uint8), spacing
+        return array.astype(np.uint8)
     if np.issubdtype(array.dtype, np.integer):
-        return array, spacing
-    if np.issubdtype(array.dtype, np.floating) and np.isfinite(array).all() and (array == np.round(array)).all():
-        return array.astype(np.int64), spacing
+        return array
+    if np.issubdtype(array.dtype, np.floating) and np.isfinite(array).all():
+        integers = array.astype(np.int64 if np.abs(array).max(initial=0) > 2**31 - 1 else np.int32)
+        if (integers == array).all():
+            return integers
     raise ValueError(f"{path} must hold whole numbers to be a label map, got {array.dtype} with fractions or NaN.")
 
 
@@ -73,19 +90,17 @@ def read_image(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
             array, affine = np.asanyarray(nifti.dataobj), np.asarray(nifti.affine)
         elif name.endswith(_ITK):
             image = itk.imread(str(path))
-            # ITK hands out (z, y, x), and counts towards left and posterior
-            array, affine = itk.array_from_image(image).T, np.eye(image.GetImageDimension() + 1)
-            affine[:-1, :-1] = itk.array_from_matrix(image.GetDirection()) * np.asarray(image.GetSpacing())
-            affine[:-1, -1] = image.GetOrigin()
-            affine[:2] *= -1
+            # ITK hands out (z, y, x)
+            array = itk.array_from_image(image).T
+            affine = affine_of_itk(itk.array_from_matrix(image.GetDirection()), image.GetSpacing(), image.GetOrigin())
         elif name.endswith(".npy"):
             array = np.load(path)
-        elif name.endswith(_PICTURES):
+        elif name.endswith(PICTURES):
             with pil_image.open(path) as picture:
                 # palette and 1-bit pictures hold no grey values before conversion; 16-bit ones would lose theirs in it
                 array = np.asarray(picture if picture.mode.startswith("I") else picture.convert("L"))
         else:
-            raise ValueError(f"expected one of {', '.join((*_NIFTI, *_ITK, '.npy', *_PICTURES))}")
+            raise ValueError(f"expected one of {', '.join((*_NIFTI, *_ITK, '.npy', *PICTURES))}")
     # each library has its own exceptions for a damaged file; all of them mean the same to the user
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1].rstrip(".")
@@ -98,11 +113,6 @@ def read_image(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
     if array.ndim not in (2, 3):
         raise ValueError(f"{path} must be 2D or 3D, got shape {array.shape}.")
     return array, affine
-
-
-def voxel_size(affine: np.ndarray) -> Spacing:
-    """Edges of a voxel, in the unit of the affine (mm)."""
-    return tuple(np.linalg.norm(affine[:-1, :-1], axis=0).tolist())
 
 
 def to_class_indices(array: np.ndarray, label_values: Sequence[int], other_values: str = "error") -> np.ndarray:

@@ -21,6 +21,7 @@ __all__ = [
     "compute_betti_numbers",
     "mask_betti_errors",
     "mask_centerline_dice",
+    "mask_centerline_scores",
     "mask_dice",
     "score_classes",
 ]
@@ -98,12 +99,28 @@ def mask_centerline_dice(pred: np.ndarray, reference: np.ndarray) -> float:
     Returns:
         Score in [0, 1], higher is better; NaN where both masks are empty, 0 where one is.
     """
+    return mask_centerline_scores(pred, reference)[0]
+
+
+def mask_centerline_scores(
+    pred: np.ndarray, reference: np.ndarray, centerlines: tuple[np.ndarray, np.ndarray] | None = None
+) -> tuple[float, float, float]:
+    """Centreline Dice of two boolean masks and what it is made of; see :py:func:`compute_centerline_dice`.
+
+    Args:
+        pred: prediction, shape HW[D].
+        reference: reference of the same shape.
+        centerlines: of prediction and reference, where they are known; thinned here when None.
+
+    Returns:
+        Dice, precision and sensitivity in [0, 1], higher is better; NaN where both masks are empty, 0 where one is.
+    """
     if not pred.any() and not reference.any():
-        return float("nan")
-    precision = _fraction_of_centerline_inside(pred, reference)
-    sensitivity = _fraction_of_centerline_inside(reference, pred)
+        return (float("nan"),) * 3
+    pred_line, line = centerlines or (skeleton(pred), skeleton(reference))
+    precision, sensitivity = _fraction_inside(pred_line, reference), _fraction_inside(line, pred)
     total = precision + sensitivity
-    return 2 * precision * sensitivity / total if total > 0 else 0.0
+    return (2 * precision * sensitivity / total if total > 0 else 0.0), precision, sensitivity
 
 
 def bounding_box(mask: np.ndarray) -> Box:
@@ -175,9 +192,8 @@ def _mask(case: np.ndarray, index: int, box: Box) -> np.ndarray:
     return case[0][box] == index if len(case) == 1 else case[index][box].astype(bool)
 
 
-def _fraction_of_centerline_inside(mask: np.ndarray, other: np.ndarray) -> float:
-    centerline = skeleton(mask)
-    inside = other[centerline]
+def _fraction_inside(centerline: np.ndarray, mask: np.ndarray) -> float:
+    inside = mask[centerline]
     return float(inside.mean()) if inside.size else 0.0
 
 

@@ -103,17 +103,27 @@ MEASURES: dict[str, Measure] = {
             "breaks",
             "count",
             False,
-            "stretches of the reference centreline that the prediction misses and on whose ends it falls apart",
-            "0 (nothing covered, nothing cut: it is all missed centreline)",
+            "gaps: runs of missed reference centreline with covered centreline at two ends at least, which the "
+            "prediction does not connect within two voxels around the run; a run with n unconnected ends counts n - 1 "
+            "times",
+            "0: nothing covered, nothing cut, it is all missed centreline",
         ),
         Measure(
             "false_merges",
             "false merges",
             "count",
             False,
-            "reference components of the class that the prediction joins, less one for each predicted component, and "
+            "bridges: breaks with prediction and reference exchanged; at least as many as there are components of the "
+            "reference that the prediction joins, less one for each joint component",
+            "0",
+        ),
+        Measure(
+            "false_contacts",
+            "false contacts",
+            "count",
+            False,
             "other classes that the class touches in the prediction but not in the reference",
-            "its contacts with other classes",
+            "the number of classes it touches",
         ),
         Measure(
             "missed_centerline_mm",

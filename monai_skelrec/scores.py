@@ -1,23 +1,32 @@
-"""Step "label maps -> scores": predictions on disk against references on disk -> tables per case and per class."""
+"""Step "label maps -> scores": predictions on disk against references on disk -> tables per case and per class.
+
+Cases are scored in processes of their own, and each leaves its result beside the tables, so that a scoring that was
+stopped goes on where it was.
+"""
 
 from __future__ import annotations
 
-import csv
-import io
+import hashlib
 import json
 import math
-import textwrap
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import multiprocessing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
+from monai.utils import optional_import
 from tqdm import tqdm
 
+from .case_scores import MERGED, check_classes, check_measures, score_case, score_indices
 from .files import replace
-from .label_maps import read_label_map, to_class_indices
-from .mask_scores import bounding_box, mask_betti_errors, mask_centerline_dice, mask_dice, score_classes
+from .label_maps import read_label_map
+from .pairs import Matched, indices_of, match_label_maps, read_pair, read_raw_pair
+from .summaries import AVERAGE, CONVENTIONS, format_table, summarise, write_json, write_tables
 
 __all__ = [
     "AVERAGE",
@@ -25,6 +34,7 @@ __all__ = [
     "MERGED",
     "Scores",
     "format_table",
+    "match_label_maps",
     "read_label_map",
     "read_pair",
     "require_all_scored",
@@ -35,25 +45,7 @@ __all__ = [
 
 Row = dict[str, Any]
 
-AVERAGE = "class average"
-MERGED = "merged foreground"
-
-CONVENTIONS = {
-    "scores": "whole label maps in stored orientation, unweighted over cases; +- is the sample standard deviation",
-    "classes": f"'{AVERAGE}' is each case's mean over its classes, then over cases; '{MERGED}' is all classes as one",
-    "absent classes": (
-        "in neither reference nor prediction: left out; in one of them only: Dice 0, clDice 0, Betti error the other's "
-        "number"
-    ),
-    "clDice": "scikit-image skeletons; a component that thinning deletes entirely keeps a centreline",
-    "Betti errors": (
-        "|prediction - reference| of components (0), loops (1) and cavities (2); foreground 26-connected and "
-        "background 6-connected in 3D, 8 and 4 in 2D; outside the image is background"
-    ),
-}
-
-_COLUMNS = ("dice", "centerline_dice", "betti0_error", "betti1_error", "betti2_error")
-_HEADINGS = {"dice": "Dice", "centerline_dice": "clDice", "betti0_error": "beta0 error", "betti1_error": "beta1 error"}
+_FORMAT = 1  # of the results beside the tables; a new number where a measure changes its value
 
 
 @dataclass(frozen=True)
@@ -61,143 +53,130 @@ class Scores:
     """What an evaluation found.
 
     Attributes:
-        rows: one a case and class: ``case``, ``class``, ``dice``, ``centerline_dice``, ``betti0_error``,
-            ``betti1_error`` and, in 3D, ``betti2_error``.
+        rows: one a case and class: ``case``, ``class`` and the measures of :py:mod:`monai_skelrec.measures`.
         summary: one a class, then the class average and the merged foreground: ``class``, ``cases`` (how many count),
             and ``<score>_mean`` and ``<score>_std`` of each score.
         errors: one a case that could not be scored: ``case`` and ``error``, a sentence.
+        challenge: scores over cases under the names of the challenge that was asked for; empty without one.
     """
 
     rows: list[Row]
     summary: list[Row]
     errors: list[dict[str, str]]
+    challenge: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What the scores of a case depend on, beside its files."""
+
+    class_names: tuple[str, ...]
+    label_values: tuple[int, ...]
+    other_values: str
+    voxel_size: tuple[float, ...] | None
+    measures: tuple[str, ...]
+    challenge: str | None
+    check_grid: bool
 
 
 def score_label_maps(
-    cases: Iterable[Mapping[str, str]],
-    predictions_dir: str | Path,
+    cases: Iterable[Mapping[str, str]] | Matched,
+    predictions_dir: str | Path | None,
     output_ext: str,
     class_names: Sequence[str],
     label_values: Sequence[int],
     other_values: str,
     output_dir: str | Path,
+    voxel_size: Sequence[float] | None = None,
+    measures: Sequence[str] | None = None,
+    challenge: str | None = None,
+    workers: int = 1,
+    check_grid: bool = True,
+    partial: bool = False,
 ) -> Scores:
     """Score every predicted label map against its reference, and write the tables.
 
     Both are read as stored, without reorientation or resampling. A case that cannot be scored is listed and the others
     are still scored; :py:func:`require_all_scored` turns the list into an error afterwards.
 
+    Each case leaves its scores in ``<output_dir>/cases``. They are taken from there where the sizes and times of both
+    files, and all arguments that scores depend on, are those they were made of.
+
     Args:
-        cases: dictionaries with ``name`` and ``label``, the path of the reference.
-        predictions_dir: holds the predictions, ``<name><output_ext>``, in the values of the references.
+        cases: dictionaries with ``name`` and ``label``, the path of the reference, and ``prediction``, that of the
+            prediction, where it is not ``<predictions_dir>/<name><output_ext>``; or what
+            :py:func:`monai_skelrec.pairs.match_label_maps` found.
+        predictions_dir: holds the predictions, in the values of the references; None where every case names its own.
         output_ext: ending of the predictions' names, such as ``".nii.gz"``.
         class_names: name of each class, background first.
         label_values: value on disk of each class, as ``class_names``.
         other_values: what a value not listed means: ``"error"``, ``"background"`` or ``"foreground"``.
-        output_dir: gets ``scores.csv`` (per case and class), ``summary.csv`` (per class over cases) and
-            ``summary.json`` (the same, the cases that failed, and the conventions).
+        output_dir: gets ``scores.csv`` (per case and class), ``summary.csv`` (per class over cases),
+            ``summary.json`` (the same, the cases that failed, and the conventions), and with a challenge
+            ``challenge.json``.
+        voxel_size: edges of a voxel in mm for files that carry none; None for 1.
+        measures: names of :py:data:`monai_skelrec.measures.MEASURES`; None for all.
+        challenge: a name of :py:data:`monai_skelrec.challenges.CHALLENGES`, whose own scores are computed as well, on
+            the values on disk.
+        workers: cases at once, each in a process that reads one case at a time: memory is bounded by ``workers`` times
+            that of the largest case, about 25 bytes a voxel. With 1, this process scores, its threads over classes.
+        check_grid: whether spacing, direction and origin of both files must agree; shapes always must.
+        partial: whether files without a counterpart are listed in ``summary.json`` only, instead of failing.
 
     Returns:
         Rows, summary and errors.
 
     Raises:
         FileNotFoundError: when ``predictions_dir`` is not a folder.
-        ValueError: when there are no cases, or ``class_names`` and ``label_values`` do not fit each other.
+        ValueError: when there are no cases, a measure or challenge is unknown, or ``class_names`` and ``label_values``
+            do not fit each other.
+        RuntimeError: when a process was killed, as by lack of memory; what was scored until then is kept.
     """
-    cases, predictions_dir, output_dir = list(cases), Path(predictions_dir), Path(output_dir)
-    if not cases:
+    matched = cases if isinstance(cases, Matched) else Matched([dict(case) for case in cases], [])
+    if not matched.cases:
         raise ValueError("there are no cases to score: cases is empty.")
-    if not predictions_dir.is_dir():
+    if predictions_dir is not None and not Path(predictions_dir).is_dir():
         raise FileNotFoundError(f"predictions_dir {str(predictions_dir)!r} is not a folder; predict the cases first.")
-    _check_classes(class_names, label_values)
-
-    rows: list[Row] = []
-    errors: list[dict[str, str]] = []
-    for case in tqdm(cases, desc="scoring", unit="case"):
-        try:
-            prediction_path = predictions_dir / f"{case['name']}{output_ext}"
-            pred, reference = read_pair(prediction_path, case["label"], label_values, other_values)
-        except (FileNotFoundError, ValueError) as error:
-            errors.append({"case": case["name"], "error": str(error)})
-            continue
-        rows.extend({"case": case["name"], **row} for row in score_indices(pred, reference, class_names))
-    found = Scores(rows, _summarise(rows, class_names), errors)
-    _write_tables(found, output_dir, n_cases=len(cases))
-    return found
-
-
-def score_case(
-    pred: np.ndarray,
-    reference: np.ndarray,
-    class_names: Sequence[str],
-    label_values: Sequence[int],
-    other_values: str = "error",
-) -> list[Row]:
-    """Score one label map: a row a class that is in either map, then one for all foreground as one mask.
-
-    Args:
-        pred: predicted label map, integers, shape (H, W) or (H, W, D), in ``label_values``.
-        reference: reference label map on the same grid.
-        class_names: name of each class, background first.
-        label_values: value of each class in the arrays, as ``class_names``.
-        other_values: what a value not listed means: ``"error"``, ``"background"`` or ``"foreground"``.
-
-    Returns:
-        Rows with ``class``, ``dice`` and ``centerline_dice`` in [0, 1] (higher is better), and ``betti0_error``,
-        ``betti1_error`` and, in 3D, ``betti2_error`` (whole numbers, lower is better). A class in one map only has Dice
-        and centreline Dice 0 and the other's Betti numbers as errors; where there is no foreground at all, the merged
-        row is NaN.
-
-    Raises:
-        ValueError: when the shapes differ or are not 2D or 3D, a value is unknown, or ``class_names`` and
-            ``label_values`` do not fit each other.
-    """
-    _check_classes(class_names, label_values)
-    if pred.shape != reference.shape or pred.ndim not in (2, 3):
-        raise ValueError(f"pred and reference must be 2D or 3D of one shape, got {pred.shape} and {reference.shape}.")
-    pred, reference = (to_class_indices(array, label_values, other_values) for array in (pred, reference))
-    return score_indices(pred, reference, class_names)
-
-
-def score_indices(pred: np.ndarray, reference: np.ndarray, class_names: Sequence[str]) -> list[Row]:
-    """As :py:func:`score_case`, of maps that hold class indices already."""
-    # everything below costs what the foreground costs, and no score depends on the background around it
-    box = bounding_box(np.maximum(pred, reference))
-    pred, reference = np.ascontiguousarray(pred[box])[None], np.ascontiguousarray(reference[box])[None]
-    voxels = np.bincount(np.concatenate([pred.ravel(), reference.ravel()]), minlength=len(class_names))
-    present = (np.flatnonzero(voxels[1:]) + 1).tolist()
-    rows = [
-        {"class": class_names[index], **scores}
-        for index, scores in zip(present, score_classes(_score_masks, pred, reference, present), strict=True)
-    ]
-    return [*rows, {"class": MERGED, **_score_masks(pred[0] > 0, reference[0] > 0)}]
-
-
-def read_pair(
-    prediction_path: str | Path, reference_path: str | Path, label_values: Sequence[int], other_values: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Prediction and reference of one case as class indices; see :py:func:`score_label_maps`.
-
-    Raises:
-        FileNotFoundError: when either file is missing.
-        ValueError: when either cannot be read, holds unknown values, or their shapes differ.
-    """
-    maps = []
-    for kind, path in (("prediction", prediction_path), ("reference", reference_path)):
-        try:
-            maps.append(to_class_indices(read_label_map(path)[0], label_values, other_values))
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"the {kind} is missing: {error}") from error
-        except ValueError as error:
-            named = str(error) if str(path) in str(error) else f"{path}: {error}"
-            raise ValueError(f"the {kind} cannot be scored: {named}") from error
-    pred, reference = maps
-    if pred.shape != reference.shape:
-        raise ValueError(
-            f"prediction and reference must have one shape, got {pred.shape} in {prediction_path} and "
-            f"{reference.shape} in {reference_path}."
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}.")
+    check_classes(class_names, label_values)
+    of_challenge = None if challenge is None else _challenge(challenge)
+    options = _Options(
+        tuple(class_names),
+        tuple(label_values),
+        other_values,
+        None if voxel_size is None else tuple(float(edge) for edge in voxel_size),
+        check_measures(measures),
+        challenge,
+        check_grid,
+    )
+    paths = {
+        case["name"]: (
+            case.get("prediction") or str(Path(predictions_dir or ".") / f"{case['name']}{output_ext}"),
+            case["label"],
         )
-    return pred, reference
+        for case in matched.cases
+    }
+    output_dir = Path(output_dir)
+    results: dict[str, dict[str, Any]] = {}
+    progress = tqdm(_score_all(paths, options, output_dir / "cases", workers), "scoring", len(paths), unit="case")
+    for name, result in progress:
+        results[name] = result
+
+    rows = [{"case": name, **row} for name in paths for row in results[name].get("rows", [])]
+    errors = [{"case": name, "error": results[name]["error"]} for name in paths if "error" in results[name]]
+    errors += [] if partial else matched.missing
+    summary = summarise(rows, class_names)
+    aggregated: dict[str, Any] = {}
+    if of_challenge is not None:
+        per_case = {name: results[name]["challenge"] for name in paths if "challenge" in results[name]}
+        aggregated = of_challenge.aggregate(list(per_case.values())) if per_case else {}
+        content = {"challenge": challenge, "conventions": dict(of_challenge.conventions), "scores": aggregated}
+        write_json(output_dir / "challenge.json", {**content, "cases": per_case})
+    unmatched = [f"{each['case']}: {each['error']}" for each in matched.missing] if partial else []
+    given = len(paths) + (0 if partial else len(matched.missing))
+    write_tables(rows, summary, errors, output_dir, given, unmatched)
+    return Scores(rows, summary, errors, aggregated)
 
 
 def require_all_scored(scores: Scores) -> Scores:
@@ -208,101 +187,114 @@ def require_all_scored(scores: Scores) -> Scores:
     """
     if scores.errors:
         named = "; ".join(f"{error['case']}: {error['error'].rstrip('.')}" for error in scores.errors)
-        raise ValueError(f"{_number_of_cases(len(scores.errors))} could not be scored, the others were: {named}.")
+        number = f"{len(scores.errors)} case{'s' if len(scores.errors) > 1 else ''}"
+        raise ValueError(f"{number} could not be scored, the others were: {named}.")
     return scores
 
 
-def format_table(summary: Sequence[Row]) -> str:
-    """Draw the summary of :py:func:`score_label_maps` as a table for the terminal, with its conventions below."""
-    # with one class, its average and the merged foreground say the same again
-    shown = [row for row in summary if len(summary) > 3 or row["class"] not in (AVERAGE, MERGED)]
-    table = [["class", "cases", *_HEADINGS.values()]]
-    for row in shown:
-        cells = (_mean_and_spread(row[f"{score}_mean"], row[f"{score}_std"]) for score in _HEADINGS)
-        table.append([row["class"], str(row["cases"]), *cells])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in table]
-    rule = "-" * len(lines[0])
-    lines.insert(1, rule)
-    if len(shown) > 1:
-        lines.insert(-2, rule)
-    lines.append("")
-    for what, how in CONVENTIONS.items():
-        lines.extend(textwrap.wrap(f"{what}: {how}.", max(len(rule), 80), subsequent_indent="  "))
-    return "\n".join(lines)
+def _score_all(
+    paths: Mapping[str, tuple[str, str]], options: _Options, kept: Path, workers: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Scores of each case: those that are kept already, then the others in the order in which they get ready."""
+    kept.mkdir(parents=True, exist_ok=True)
+    todo = {}
+    for name, files in paths.items():
+        key = _key(files, options)
+        before = _read_kept(kept / f"{name}.json", key)
+        if before is None:
+            todo[name] = key
+        else:
+            yield name, before
+    for name, result in _score_new({name: paths[name] for name in todo}, options, min(workers, len(todo))):
+        if "error" not in result:
+            _keep(kept / f"{name}.json", {"key": todo[name], **result})
+        yield name, result
 
 
-def _check_classes(class_names: Sequence[str], label_values: Sequence[int]) -> None:
-    if len(class_names) != len(label_values) or len(class_names) < 2 or len(set(label_values)) < len(label_values):
-        raise ValueError(
-            "class_names and label_values must name background and at least one class, each with a value of its own, "
-            f"got {len(class_names)} names and values {list(label_values)}."
-        )
+def _score_new(
+    paths: Mapping[str, tuple[str, str]], options: _Options, workers: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    if workers < 2:
+        for name, files in paths.items():
+            yield name, _score_files(*files, options)
+        return
+    threads = max(1, torch.get_num_threads() // workers)
+    # a forked child of a process with threads may hang; these start anew
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (threads,)) as pool:
+        running = {pool.submit(_score_files, *files, options): name for name, files in paths.items()}
+        try:
+            for done in as_completed(running):
+                yield running[done], done.result()
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                f"a process that scored was killed, most likely for lack of memory; lower workers ({workers}) and run "
+                "again, the cases that were scored are kept."
+            ) from error
+        finally:
+            # whoever stops waits for the cases under way only
+            pool.shutdown(cancel_futures=True)
 
 
-def _score_masks(pred: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    scores = (mask_dice(pred, reference), mask_centerline_dice(pred, reference), *mask_betti_errors(pred, reference))
-    return dict(zip(_COLUMNS, scores, strict=False))
+def _score_files(prediction_path: str, reference_path: str, options: _Options) -> dict[str, Any]:
+    """Rows of one case, or the sentence that says why there are none."""
+    try:
+        pair = read_raw_pair(prediction_path, reference_path, options.check_grid)
+        pred, reference = indices_of(pair, prediction_path, reference_path, options.label_values, options.other_values)
+        spacing = pair.spacing or options.voxel_size
+        result: dict[str, Any] = {}
+        if options.challenge is not None:
+            spacing_or_1 = spacing or (1.0,) * reference.ndim
+            result["challenge"] = _challenge(options.challenge).score(pair.pred, pair.reference, spacing_or_1)
+        del pair
+        result["rows"] = score_indices(pred, reference, options.class_names, spacing, options.measures)
+    except (FileNotFoundError, ValueError) as error:
+        return {"error": str(error)}
+    except MemoryError:
+        return {"error": f"{reference_path} and its prediction do not fit into memory; lower workers."}
+    # as it will be read again, so that a scoring that goes on gives what one in a single run gives
+    plain: dict[str, Any] = json.loads(json.dumps(result, default=_number))
+    return plain
 
 
-def _summarise(rows: Sequence[Row], class_names: Sequence[str]) -> list[Row]:
-    """Mean and sample standard deviation over cases, per class; see :py:class:`Scores`."""
-    columns = [column for column in _COLUMNS if any(column in row for row in rows)] or list(_COLUMNS[:-1])
-    by_case: dict[str, list[Row]] = {}
-    for row in rows:
-        if row["class"] != MERGED:
-            by_case.setdefault(row["case"], []).append(row)
-    averages = [
-        {
-            "class": AVERAGE,
-            **{column: float(np.mean([row[column] for row in of_case])) for column in columns if column in of_case[0]},
-        }
-        for of_case in by_case.values()
-    ]
-    summary = []
-    for name in (*class_names[1:], AVERAGE, MERGED):
-        of_class = [row for row in (*rows, *averages) if row["class"] == name and not math.isnan(row["dice"])]
-        entry: Row = {"class": name, "cases": len(of_class)}
-        for column in columns:
-            values = [row[column] for row in of_class if column in row]
-            entry[f"{column}_mean"] = float(np.mean(values)) if values else math.nan
-            entry[f"{column}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-        summary.append(entry)
-    return summary
+def _key(files: Sequence[str], options: _Options) -> str:
+    """Fingerprint of everything that the scores of a case depend on; files that are missing have none."""
+    seen = []
+    for file in files:
+        path = Path(file)
+        state = path.stat() if path.is_file() else None
+        seen.append((str(path.resolve()), state and state.st_size, state and state.st_mtime_ns))
+    versions = (_FORMAT, version("monai"), version("scikit-image"))
+    text = json.dumps([seen, asdict(options), versions])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _write_tables(scores: Scores, output_dir: Path, n_cases: int) -> None:
-    output_dir.mkdir(parents=True, exist_ok=True)
-    _write(output_dir / "scores.csv", _as_csv(scores.rows, first=("case", "class")))
-    _write(output_dir / "summary.csv", _as_csv(scores.summary, first=("class", "cases")))
-    content = {
-        "conventions": CONVENTIONS,
-        "cases": {"given": n_cases, "scored": n_cases - len(scores.errors)},
-        "errors": scores.errors,
-        # NaN is no JSON
-        "summary": [{key: None if value != value else value for key, value in row.items()} for row in scores.summary],
-    }
-    _write(output_dir / "summary.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
+def _read_kept(path: Path, key: str) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None  # damaged: scored anew
+    return (
+        {name: content[name] for name in ("rows", "challenge") if name in content}
+        if content.get("key") == key
+        else None
+    )
 
 
-def _as_csv(rows: Sequence[Row], first: Sequence[str]) -> str:
-    columns = dict.fromkeys([*first, *(key for row in rows for key in row)])
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+def _keep(path: Path, content: Mapping[str, Any]) -> None:
+    replace(path, lambda beside: beside.write_text(json.dumps(content), encoding="utf-8"))
 
 
-def _write(path: Path, text: str) -> None:
-    replace(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+def _challenge(name: str) -> Any:
+    challenges, _ = optional_import("monai_skelrec.challenges", name="CHALLENGES")
+    if name not in challenges:
+        raise ValueError(f"challenge must be one of {', '.join(challenges)}, or null for none, got {name!r}.")
+    return challenges[name]
 
 
-def _mean_and_spread(mean: float, spread: float) -> str:
-    if math.isnan(mean):
-        return "-"
-    return f"{mean:.3f}" if math.isnan(spread) else f"{mean:.3f} +- {spread:.3f}"
-
-
-def _number_of_cases(number: int) -> str:
-    return f"{number} case{'s' if number > 1 else ''}"
+def _number(value: Any) -> float:
+    """A NumPy scalar as JSON knows it."""
+    plain = value.item()
+    return math.nan if plain is None else plain

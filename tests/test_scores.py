@@ -22,6 +22,7 @@ from monai_skelrec.scores import (
 )
 
 NAMES = ["background", "artery", "vein", "nerve"]
+COUNTED = ["dice", "centerline_dice", "betti0_error", "betti1_error", "betti2_error"]
 VALUES = [0, 1, 5, 9]
 
 # lines one voxel wide: they are their own centrelines
@@ -55,7 +56,7 @@ EXPECTED = [
 
 def test_case_counted_by_hand():
     before = PREDICTION.copy(), REFERENCE.copy()
-    assert score_case(PREDICTION, REFERENCE, NAMES, VALUES) == EXPECTED
+    assert score_case(PREDICTION, REFERENCE, NAMES, VALUES, measures=COUNTED) == EXPECTED
     assert (PREDICTION == before[0]).all() and (REFERENCE == before[1]).all()
 
 
@@ -63,20 +64,20 @@ def test_background_around_the_foreground_changes_nothing():
     pred, reference = (
         np.asfortranarray(np.pad(array, ((30, 3), (2, 40), (0, 9)))) for array in (PREDICTION, REFERENCE)
     )
-    assert score_case(pred, reference, NAMES, VALUES) == EXPECTED
+    assert score_case(pred, reference, NAMES, VALUES, measures=COUNTED) == EXPECTED
 
 
 def test_class_in_neither_map_has_no_row_and_an_empty_case_scores_nan():
     assert [entry["class"] for entry in score_case(REFERENCE, REFERENCE, NAMES, VALUES)] == ["artery", "vein", MERGED]
     empty = np.zeros((4, 4, 4), dtype=int)
     nan = math.nan
-    assert score_case(empty, empty, NAMES, VALUES) == [row(MERGED, nan, nan, nan, nan, nan)]
+    assert score_case(empty, empty, NAMES, VALUES, measures=COUNTED) == [row(MERGED, nan, nan, nan, nan, nan)]
 
 
 def test_case_in_2d_has_holes_instead_of_loops_and_cavities():
     ring = np.pad(np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]]), 1)
     filled = np.pad(np.ones((3, 3), int), 1)
-    scores, merged = score_case(filled, ring, ["background", "road"], [0, 1])
+    scores, merged = score_case(filled, ring, ["background", "road"], [0, 1], measures=COUNTED)
     assert set(scores) == {"class", "dice", "centerline_dice", "betti0_error", "betti1_error"}
     assert (scores["betti0_error"], scores["betti1_error"]) == (0, 1)
     assert scores["dice"] == merged["dice"] == pytest.approx(16 / 17)
@@ -132,6 +133,7 @@ def score(folder, names="ab", **changes):
         "label_values": VALUES,
         "other_values": "error",
         "output_dir": str(folder / "out"),
+        "measures": COUNTED,
     }
     return score_label_maps(**{**arguments, **changes})
 
@@ -173,7 +175,7 @@ def test_class_in_no_case_stays_in_the_summary_without_a_score(folder):
 def test_tables_on_disk_hold_the_same_and_leave_nothing_beside_them(folder):
     scores = score(folder)
     out = folder / "out"
-    assert sorted(path.name for path in out.iterdir()) == ["scores.csv", "summary.csv", "summary.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["cases", "scores.csv", "summary.csv", "summary.json"]
     read = table(out / "scores.csv")
     assert [(entry["case"], entry["class"]) for entry in read] == [(e["case"], e["class"]) for e in scores.rows]
     assert float(read[1]["centerline_dice"]) == pytest.approx(CUT)
