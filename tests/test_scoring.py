@@ -195,7 +195,7 @@ def test_the_command_scores_what_it_can_names_what_it_cannot_and_fails(folders):
     write(folders / "predictions" / "alone.nii.gz", REFERENCE)
     arguments = ["scoring", "--config_file", CONFIGS / "score.yaml", "--class_names", str(NAMES)]
     arguments += ["--label_values", str(VALUES), "--predictions_dir", "predictions", "--references_dir", "references"]
-    done = command(*arguments, "--workers", "2", cwd=folders)
+    done = command(*arguments, "--workers", "1", cwd=folders)
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("Error: 4 cases could not be scored, the others were: ")
