@@ -18,9 +18,11 @@ from .losses import DiceCESkeletonRecallLoss, SkeletonRecallLoss
 from .metrics import (
     BettiErrorMetric,
     CenterlineDiceMetric,
+    MeasureMetric,
     compute_betti_error,
     compute_betti_numbers,
     compute_centerline_dice,
+    compute_measure,
 )
 from .phantoms import circle_of_willis, jaw, render, write_phantoms
 from .renderings import write_renderings
@@ -55,6 +57,7 @@ __all__ = [
     "MapLabelValuesD",
     "MapLabelValuesDict",
     "MapLabelValuesd",
+    "MeasureMetric",
     "SkeletonRecallLoss",
     "Split",
     "TubeDeepSupervisionLoss",
@@ -69,6 +72,7 @@ __all__ = [
     "compute_betti_error",
     "compute_betti_numbers",
     "compute_centerline_dice",
+    "compute_measure",
     "jaw",
     "list_cases",
     "pool_target",

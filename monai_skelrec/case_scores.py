@@ -1,4 +1,4 @@
-"""Step "label map -> scores": all measures of two masks, and of all classes of one case."""
+"""Step "label map -> scores": all measures of all classes of one case, and of its merged foreground."""
 
 from __future__ import annotations
 
@@ -8,74 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from .faults import mask_faults
 from .label_maps import to_class_indices
-from .mask_scores import bounding_box, mask_betti_errors, mask_centerline_scores, mask_dice, score_classes
+from .mask_measures import measure_masks
+from .mask_scores import bounding_box, score_classes
 from .measures import MEASURES
 from .skeletons import skeleton
-from .surface_scores import diagonal, surface_distances
-from .tree_scores import centerline_length, count_joined, label_contacts, radius_error, side_confusion, side_pairs
+from .surface_scores import diagonal
+from .tree_scores import label_contacts, side_confusion, side_pairs
 
-__all__ = ["MASK_MEASURES", "MERGED", "check_classes", "check_measures", "measure_masks", "score_case", "score_indices"]
+__all__ = ["MERGED", "check_classes", "check_measures", "score_case", "score_indices"]
 
 Row = dict[str, Any]
 
 MERGED = "merged foreground"
-
-_CENTERLINE = ("centerline_dice", "centerline_precision", "centerline_sensitivity")
-_BETTI = ("betti0_error", "betti1_error", "betti2_error")
-_SURFACE = ("hausdorff95_mm", "surface_distance_mm")
-_FAULTS = ("breaks", "false_merges")
-_LENGTHS = ("missed_centerline_mm", "false_centerline_mm")
-_OF_CASE = ("false_contacts", "side_confusion")  # these look at other classes too
-
-MASK_MEASURES = tuple(name for name in MEASURES if name not in _OF_CASE)
-
-
-def measure_masks(
-    pred: np.ndarray,
-    reference: np.ndarray,
-    measures: Sequence[str] = MASK_MEASURES,
-    spacing: Sequence[float] | None = None,
-    absent_distance: float = math.nan,
-) -> dict[str, float]:
-    """Score two boolean masks, shape HW[D], by any of :py:data:`MASK_MEASURES`; what several need is done once.
-
-    Args:
-        pred: prediction.
-        reference: reference of the same shape.
-        measures: names of :py:data:`monai_skelrec.measures.MEASURES`; ``betti2_error`` is left out in 2D.
-        spacing: edges of a voxel; None for 1.
-        absent_distance: HD95 and surface distance where exactly one mask is empty.
-
-    Returns:
-        A score for each name, in the order of the vocabulary; NaN each where both masks are empty.
-    """
-    wanted = set(measures)
-    found: dict[str, float] = {}
-    if "dice" in wanted:
-        found["dice"] = mask_dice(pred, reference)
-    if wanted & {*_BETTI}:
-        found |= dict(zip(_BETTI, mask_betti_errors(pred, reference), strict=False))
-    if wanted & {*_SURFACE}:
-        found |= dict(zip(_SURFACE, surface_distances(pred, reference, spacing, absent_distance), strict=True))
-    nothing = not pred.any() and not reference.any()
-    if nothing:
-        found |= dict.fromkeys((*_CENTERLINE, *_FAULTS, *_LENGTHS, "radius_error_mm"), math.nan)
-    elif wanted & {*_CENTERLINE, *_FAULTS, *_LENGTHS, "radius_error_mm"}:
-        lines = skeleton(pred), skeleton(reference)
-        found |= dict(zip(_CENTERLINE, mask_centerline_scores(pred, reference, lines), strict=True))
-        if wanted & {*_FAULTS}:
-            faults = mask_faults(pred, reference, lines)
-            # a prediction so thick that it swallows two branches has no bridge to point at
-            merges = max(len(faults.merges), count_joined(pred, reference))
-            found |= dict(zip(_FAULTS, (float(len(faults.breaks)), float(merges)), strict=True))
-        if wanted & {*_LENGTHS}:
-            lengths = (centerline_length(line, ~mask, spacing) for line, mask in zip(lines[::-1], (pred, reference)))
-            found |= dict(zip(_LENGTHS, lengths, strict=True))
-        if "radius_error_mm" in wanted:
-            found["radius_error_mm"] = radius_error(pred, reference, lines[1], spacing)
-    return {name: found[name] for name in MASK_MEASURES if name in wanted and name in found}
 
 
 def score_case(

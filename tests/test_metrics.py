@@ -13,9 +13,18 @@ import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.handlers import IgniteMetricHandler, from_engine
+from monai.metrics import compute_dice
 from monai.networks import one_hot
 
-from monai_skelrec.metrics import BettiErrorMetric, CenterlineDiceMetric, compute_betti_error, compute_centerline_dice
+from monai_skelrec.mask_measures import MASK_MEASURES, measure_masks
+from monai_skelrec.metrics import (
+    BettiErrorMetric,
+    CenterlineDiceMetric,
+    MeasureMetric,
+    compute_betti_error,
+    compute_centerline_dice,
+    compute_measure,
+)
 
 NAN = float("nan")
 
@@ -193,6 +202,7 @@ def test_works_in_monais_ignite_handler(save_details, get_not_nans):
     metrics = {
         "centerline_dice": CenterlineDiceMetric(num_classes=CLASSES, get_not_nans=get_not_nans),
         "betti_0": BettiErrorMetric(0, reduction="mean_batch", num_classes=CLASSES),
+        "breaks": MeasureMetric("breaks", num_classes=CLASSES),
     }
     for name, metric in metrics.items():
         handler = IgniteMetricHandler(
@@ -202,19 +212,31 @@ def test_works_in_monais_ignite_handler(save_details, get_not_nans):
     state = engine.run(cases)
     assert state.metrics["centerline_dice"] == pytest.approx(MEAN)
     equal(state.metrics["betti_0"], [0, 0.5, 4, NAN])
+    assert state.metrics["breaks"] == 0
     if save_details:
         equal(state.metric_details["centerline_dice"], [CENTERLINE_DICE, [1, 1, NAN, NAN]])
     else:
         assert not hasattr(state, "metric_details")
 
 
+SHARES = [PREDICTION], [REFERENCE, torch.zeros_like(REFERENCE)]
+
+
+def _metrics_of_processes():
+    return (
+        CenterlineDiceMetric(reduction="none", num_classes=CLASSES),
+        MeasureMetric("hausdorff95_mm", spacing=(2, 0.5), reduction="none", num_classes=CLASSES),
+        BettiErrorMetric(0, reduction="mean_batch", num_classes=CLASSES),
+    )
+
+
 def _score_a_share(rank: int, port: int, folder: str) -> None:
     address, limit = f"tcp://127.0.0.1:{port}", timedelta(seconds=60)
     torch.distributed.init_process_group("gloo", address, rank=rank, world_size=2, timeout=limit)
-    metric = CenterlineDiceMetric(reduction="none", num_classes=CLASSES)
-    for prediction in ([PREDICTION], [REFERENCE, torch.zeros_like(REFERENCE)])[rank]:
-        metric([prediction], [REFERENCE])
-    torch.save(metric.aggregate(), f"{folder}/{rank}.pt")
+    for metric in _metrics_of_processes():
+        for prediction in SHARES[rank]:
+            metric([prediction], [REFERENCE])
+        torch.save(metric.aggregate(), f"{folder}/{rank}_{type(metric).__name__}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -234,8 +256,12 @@ def test_processes_with_unequal_shares_all_see_every_score(tmp_path):
     parent.start()
     parent.join()
     assert parent.exitcode == 0
-    for rank in range(2):
-        equal(torch.load(tmp_path / f"{rank}.pt"), [CENTERLINE_DICE, [1, 1, NAN, NAN], [0, 0, NAN, NAN]])
+    for metric in _metrics_of_processes():
+        for prediction in (*SHARES[0], *SHARES[1]):
+            metric([prediction], [REFERENCE])
+        for rank in range(2):
+            equal(torch.load(tmp_path / f"{rank}_{type(metric).__name__}.pt"), metric.aggregate().tolist())
+    equal(torch.load(tmp_path / "1_CenterlineDiceMetric.pt"), [CENTERLINE_DICE, [1, 1, NAN, NAN], [0, 0, NAN, NAN]])
 
 
 INDICES = torch.zeros(1, 1, 4, 4)
@@ -289,3 +315,84 @@ def test_whole_volume_of_many_classes_is_scored_on_its_foreground_only(monkeypat
     y[..., 40:49, 40:49, 40:49] = torch.arange(1, 10).float()
     compute_centerline_dice(y, y, num_classes=10)
     assert len(seen) == 18 and max(seen) == 81
+
+
+# --- any measure by its name -----------------------------------------------------------------------------------------
+
+VOLUMES = torch.stack([PREDICTION, REFERENCE], dim=-1), torch.stack([REFERENCE, REFERENCE], dim=-1)
+
+
+@pytest.mark.parametrize("measure", MASK_MEASURES)
+def test_measure_of_each_class_is_that_of_its_masks(measure):
+    pred, reference = VOLUMES
+    spacing = (0.5, 2, 1)
+    expected = [
+        measure_masks((pred[0] == index).numpy(), (reference[0] == index).numpy(), [measure], spacing, 99)[measure]
+        for index in range(1, CLASSES)
+    ]
+    actual = compute_measure(pred[None], reference[None], measure, spacing, num_classes=CLASSES)
+    # the whole image decides about the penalty, though each class is scored in its own box
+    diagonal = math.hypot(5 * 0.5, 10 * 2, 2)
+    equal(actual, [[diagonal if value == 99 else value for value in expected]])
+    metric = MeasureMetric(measure, spacing, reduction="none", num_classes=CLASSES)
+    metric([pred], [reference])
+    equal(metric.aggregate(), actual.tolist())
+
+
+def test_named_measures_are_those_of_the_functions_of_their_own():
+    y_pred, y = (volume[None] for volume in VOLUMES)
+    equal(
+        compute_measure(y_pred, y, "centerline_dice", num_classes=CLASSES),
+        compute_centerline_dice(y_pred, y, num_classes=CLASSES).tolist(),
+    )
+    for dimension in range(3):
+        equal(
+            compute_measure(y_pred, y, f"betti{dimension}_error", num_classes=CLASSES),
+            compute_betti_error(y_pred, y, dimension, num_classes=CLASSES).tolist(),
+        )
+
+
+def test_absent_classes_are_penalised_or_left_out_as_monai_does():
+    nothing = torch.zeros_like(REFERENCE)
+    invented, missed = (nothing[None], REFERENCE[None]), (REFERENCE[None], nothing[None])
+    diagonal = math.hypot(5, 10)
+    for (y, y_pred), measure, penalised, ignored in (
+        (invented, "dice", 0, NAN),
+        (missed, "dice", 0, 0),
+        (invented, "hausdorff95_mm", diagonal, NAN),
+        (missed, "hausdorff95_mm", diagonal, NAN),
+        (invented, "betti0_error", 1, NAN),
+        (missed, "betti0_error", 1, 1),
+    ):
+        for absent, expected in (("penalise", penalised), ("ignore", ignored)):
+            score = compute_measure(y_pred == 1, y == 1, measure, absent=absent)
+            equal(score, [[expected]])
+            metric = MeasureMetric(measure, reduction="none", absent=absent)
+            metric(y_pred == 1, y == 1)
+            equal(metric.aggregate(), [[expected]])
+    # MONAI's own Dice agrees about which cases are left out
+    for y, y_pred in (invented, missed):
+        monais = compute_dice((y_pred == 1).float(), (y == 1).float(), include_background=True)
+        equal(compute_measure(y_pred == 1, y == 1, "dice", absent="ignore"), monais.tolist())
+    equal(compute_centerline_dice(*(mask == 1 for mask in missed), absent="ignore"), [[NAN]])
+    equal(compute_betti_error(*(mask == 1 for mask in missed), 0, absent="ignore"), [[NAN]])
+
+
+def test_spacing_of_a_batch_overrides_that_of_the_metric():
+    metric = MeasureMetric("missed_centerline_mm", spacing=(1, 1), reduction="none")
+    pred, reference = (PREDICTION == 1)[None], (REFERENCE == 1)[None]
+    metric(pred, reference)
+    metric(pred, reference, spacing=(1, 3))
+    metric(list(pred), list(reference), spacing=(1, 5))
+    equal(metric.aggregate(), [[3.5], [10.5], [17.5]])
+
+
+def test_wrong_measure_spacing_and_convention_are_named():
+    with pytest.raises(ValueError, match="measure must be one of dice, .*, got 'side_confusion'"):
+        MeasureMetric("side_confusion")
+    with pytest.raises(ValueError, match="betti2_error counts cavities, which 3D images have"):
+        compute_measure(INDICES, INDICES, "betti2_error")
+    with pytest.raises(ValueError, match=r"spacing must have 2 positive values, one an axis, got \[1, 2, 3\]"):
+        compute_measure(INDICES, INDICES, "dice", spacing=(1, 2, 3))
+    with pytest.raises(ValueError, match="absent must be 'penalise' or 'ignore', got 'drop'"):
+        CenterlineDiceMetric(absent="drop")

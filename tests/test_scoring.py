@@ -14,7 +14,7 @@ import pytest
 from bundle_data import CONFIGS, command
 
 from monai_skelrec import scores as scoring
-from monai_skelrec.case_scores import MASK_MEASURES, measure_masks
+from monai_skelrec.mask_measures import MASK_MEASURES, measure_masks
 from monai_skelrec.measures import MEASURES
 from monai_skelrec.scores import MERGED, match_label_maps, require_all_scored, score_case, score_label_maps
 
