@@ -26,6 +26,7 @@ from .metrics import (
 )
 from .phantoms import circle_of_willis, jaw, render, write_phantoms
 from .renderings import write_renderings
+from .sampling import RandPatchd, RandPatchD, RandPatchDict
 from .skeletons import tubed_skeleton
 from .transforms import (
     CheckScan,
@@ -58,6 +59,9 @@ __all__ = [
     "MapLabelValuesDict",
     "MapLabelValuesd",
     "MeasureMetric",
+    "RandPatchD",
+    "RandPatchDict",
+    "RandPatchd",
     "SkeletonRecallLoss",
     "Split",
     "TubeDeepSupervisionLoss",

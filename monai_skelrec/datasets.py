@@ -86,7 +86,12 @@ def list_cases(layout: str, dataset_dir: str, spatial_dims: int = 3, modality: s
 
 
 def split_cases(
-    cases: Sequence[Case], fold: int | str, folds: int = 5, seed: int = 12345, group_table: str | None = None
+    cases: Sequence[Case],
+    fold: int | str,
+    folds: int = 5,
+    seed: int = 12345,
+    group_table: str | None = None,
+    data_fraction: float = 1.0,
 ) -> Split:
     """Hold out one fold of the cases; the same arguments give the same split on every machine and in every version.
 
@@ -101,28 +106,36 @@ def split_cases(
         seed: another seed gives another split.
         group_table: CSV with columns ``name`` and ``group``; cases of one group stay together. Cases that it does not
             name keep the group that the layout gave them (the patient, or the case itself).
+        data_fraction: share of the groups on the training side that stay there, at least one; the others are on no
+            side. A smaller share is a part of a larger one. The held-out side is always whole.
 
     Raises:
         FileNotFoundError: when ``group_table`` is not a file.
-        ValueError: when the fold does not exist, there are fewer groups than folds, or the table's columns or names
-            are wrong.
+        ValueError: when the fold does not exist, there are fewer groups than folds, the fraction is not above 0 and at
+            most 1, or the table's columns or names are wrong.
     """
-    if fold == "all":
-        return Split(list(cases), list(cases))
+    if not 0 < data_fraction <= 1:
+        raise ValueError(f"data_fraction must be above 0 and at most 1, got {data_fraction}.")
     groups = {case["name"]: case["group"] for case in cases}
     if group_table is not None:
         groups |= _read_groups(group_table, groups)
-    if not isinstance(fold, int) or isinstance(fold, bool) or not 0 <= fold < folds:
-        raise ValueError(f"fold must be 0 to {folds - 1} (or 'all'), got {fold!r}; --folds sets their number.")
     ordered = sorted(set(groups.values()), key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).digest())
-    if len(ordered) < max(folds, 2):
-        raise ValueError(
-            f"{folds} folds need at least {max(folds, 2)} groups of cases, got {len(ordered)} ({', '.join(ordered)}); "
-            f"lower --folds, or take --fold all to train and validate on every case."
-        )
-    held_out = set(ordered[fold::folds])
+    if fold == "all":
+        held_out = set(ordered)
+        training = ordered
+    else:
+        if not isinstance(fold, int) or isinstance(fold, bool) or not 0 <= fold < folds:
+            raise ValueError(f"fold must be 0 to {folds - 1} (or 'all'), got {fold!r}; --folds sets their number.")
+        if len(ordered) < max(folds, 2):
+            raise ValueError(
+                f"{folds} folds need at least {max(folds, 2)} groups of cases, got {len(ordered)} "
+                f"({', '.join(ordered)}); lower --folds, or take --fold all to train and validate on every case."
+            )
+        held_out = set(ordered[fold::folds])
+        training = [group for group in ordered if group not in held_out]
+    kept = set(training[: max(1, round(data_fraction * len(training)))])
     return Split(
-        [case for case in cases if groups[case["name"]] not in held_out],
+        [case for case in cases if groups[case["name"]] in kept],
         [case for case in cases if groups[case["name"]] in held_out],
     )
 

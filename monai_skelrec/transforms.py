@@ -23,6 +23,7 @@ from .intake import (
     MapLabelValuesDict,
     to_numpy,
 )
+from .sampling import RandPatchd
 from .skeletons import tubed_skeleton
 
 __all__ = [
@@ -223,7 +224,8 @@ def _is_random_spatial(transform: Any) -> bool:
     # MONAI marks as lazy exactly what changes the grid; deformations are not lazy and known by their module
     modules = {kind.__module__ for kind in type(transform).__mro__}
     spatial = any(f"monai.transforms.{name}." in module for module in modules for name in ("spatial", "smooth_field"))
-    return isinstance(transform, RandomizableTrait) and (isinstance(transform, LazyTrait) or spatial)
+    moves = isinstance(transform, (LazyTrait, RandPatchd)) or spatial
+    return isinstance(transform, RandomizableTrait) and moves
 
 
 TubedSkeletonD = TubedSkeletonDict = TubedSkeletond

@@ -280,3 +280,25 @@ def test_fewer_groups_than_folds_would_leave_a_fold_empty():
         split_cases(made_up(1, 2, 3), 4)
     with pytest.raises(ValueError, match="1 folds need at least 2 groups"):
         split_cases(made_up(1), 0, folds=1)
+
+
+def test_a_fraction_keeps_whole_groups_and_less_is_a_part_of_more():
+    cases = [{"name": f"{kind}_{n}", "group": str(n)} for n in range(20) for kind in ("ct", "mr")]
+    whole = split_cases(cases, fold=1)
+    parts = {fraction: split_cases(cases, 1, data_fraction=fraction) for fraction in (0.001, 0.25, 0.5, 1.0)}
+    sizes = [len({case["group"] for case in part.training}) for part in parts.values()]
+    assert sizes == [1, 4, 8, 16]
+    names = [{case["name"] for case in part.training} for part in parts.values()]
+    assert names[0] < names[1] < names[2] < names[3]
+    for part in parts.values():
+        assert part.held_out == whole.held_out
+        assert all(sum(case["group"] == other["group"] for other in part.training) == 2 for case in part.training)
+    # without a held-out fold the scores are still of every case
+    everything = split_cases(cases, "all", data_fraction=0.5)
+    assert len(everything.training) == 20 and len(everything.held_out) == 40
+
+
+@pytest.mark.parametrize("fraction", [0, -0.5, 1.01])
+def test_a_fraction_of_nothing_or_of_more_than_everything_is_refused(fraction):
+    with pytest.raises(ValueError, match=f"data_fraction must be above 0 and at most 1, got {fraction}"):
+        split_cases([], 0, data_fraction=fraction)
