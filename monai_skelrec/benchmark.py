@@ -378,7 +378,8 @@ def _bars(axis: Any, rows: list[tuple[Case, Cost]], quantity: str, unit: str) ->
             at = place + (index - (len(names) - 1) / 2) * width
             axis.bar(at, height, width, color=COLOURS[name], label=name if place == 0 else None)
             text = cost.failure or f"{extra:+.0f} %"
-            axis.annotate(text, (at, max(height, 0)), (0, 2), textcoords="offset points", ha="center", size=8)
+            side = {"xytext": (0, 2), "va": "bottom"} if height >= 0 else {"xytext": (0, -2), "va": "top"}
+            axis.annotate(text, (at, height), **side, textcoords="offset points", ha="center", size=8)
     axis.axhline(0, color=COLOURS[BASELINE], linestyle="--")
     axis.set_xticks(range(len(groups)), labels=[f"{n} classes, batch {b}" for n, b in groups])
     axis.set_ylabel(f"{unit.split(',')[0]}, % beside {BASELINE}")

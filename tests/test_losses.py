@@ -195,7 +195,7 @@ def published_compound_loss(logits, label, tube, *, batch):
 
 @pytest.mark.parametrize("batch", [False, True])
 @pytest.mark.parametrize("shape", [(6, 7), (4, 5, 6)])
-@pytest.mark.parametrize("n_items, n_classes", [(1, 2), (3, 5)])
+@pytest.mark.parametrize("n_items, n_classes", [(1, 2), (3, 5), (2, 14), (2, 118)])
 def test_equals_the_published_compound_loss(shape, n_items, n_classes, batch):
     torch.manual_seed(1)
     logits = torch.randn(n_items, n_classes, *shape, dtype=torch.float64, requires_grad=True)
