@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from scipy import ndimage
 
-__all__ = ["COLOURS", "View", "colour_classes", "maximum_intensity", "turn_upright", "view_case"]
+__all__ = [
+    "COLOURS",
+    "PROJECTION",
+    "View",
+    "colour_classes",
+    "maximum_intensity",
+    "turn_upright",
+    "view_case",
+    "view_slice",
+]
+
+PROJECTION, _TUBE = "Image (maximum projection)", "Tubed skeleton of reference"
 
 # Ordered so that the first N differ most from each other, from red and from black, in ordinary and in simulated red-,
 # green- and blue-blind vision (distances in OKLab, blindness after Machado et al. 2009).
@@ -37,12 +48,23 @@ COLOURS = np.array(
 
 @dataclass(frozen=True)
 class View:
-    """Pictures of one case as rows from the bottom up, their size in the unit of the spacing, and points on them."""
+    """Pictures of one case as rows from the bottom up, their size in the unit of the spacing, and points on them.
+
+    Attributes:
+        panels: RGB from 0 to 1, by title.
+        extent: left, right, bottom, top.
+        marks: for each kind of mark its points, across and up, shape (number, 2).
+        classes: by title of a label map's panel, for each class index a point on it.
+        interpolation: matplotlib's name for how pixels are enlarged.
+        seen: where the viewer stands, in words.
+    """
 
     panels: dict[str, np.ndarray]
     extent: tuple[float, float, float, float]
-    missed: np.ndarray
+    marks: dict[str, np.ndarray]
+    classes: dict[str, dict[int, np.ndarray]]
     interpolation: str
+    seen: str
 
     @property
     def ratio(self) -> float:
@@ -53,57 +75,99 @@ class View:
 
 def view_case(
     *,
-    image: np.ndarray,
+    image: np.ndarray | None,
     reference: np.ndarray,
     pred: np.ndarray,
-    tube: np.ndarray,
-    missed: np.ndarray,
+    tube: np.ndarray | None,
+    marks: Mapping[str, np.ndarray],
     affine: np.ndarray | None,
     spacing: tuple[float, ...],
 ) -> View:
-    """Show one case in four panels: image, reference, prediction, tubed skeleton.
+    """Show one case as a whole: image, reference, prediction, tubed skeleton.
 
     Args:
-        image: shape (H, W) and RGB from 0 to 1, or (H, W, D) in any unit.
+        image: shape (H, W) and RGB from 0 to 1, or (H, W, D) in any unit; None where there is none.
         reference: class indices on the grid of the image.
         pred: class indices.
-        tube: class indices.
-        missed: boolean, the points to be marked.
+        tube: class indices; None for no such panel.
+        marks: for each kind of mark the points, boolean, on the grid of the image.
         affine: of a volume, see :py:func:`turn_upright`; volumes are seen along the axis in which they extend least.
         spacing: edges of a voxel.
     """
+    labels = {"Reference": reference, "Prediction": pred, **({} if tube is None else {_TUBE: tube})}
     if reference.ndim == 2:
-        dim = 0.3 * image
-        volumes = {"Reference": reference, "Prediction": pred, "Tubed skeleton of reference": tube}
-        panels = {"Image": image}
-        for title, label in volumes.items():
-            colours = np.vstack([[0, 0, 0], COLOURS])[
-                np.where(label > 0, (label.astype(int) - 1) % len(COLOURS) + 1, 0)
-            ]
-            panels[title] = np.where(label[..., None] > 0, colours / 255, dim)
-        points = np.argwhere(missed)
+        dim = np.zeros((*reference.shape, 3)) if image is None else 0.3 * image
+        panels = {} if image is None else {"Image": image}
+        panels |= {title: _over(dim, label) for title, label in labels.items()}
         height, width = reference.shape
         extent = (0.0, width * spacing[1], 0.0, height * spacing[0])
-        places = np.stack([(points[:, 1] + 0.5) * spacing[1], (height - points[:, 0] - 0.5) * spacing[0]], axis=1)
-        return View({title: panel[::-1] for title, panel in panels.items()}, extent, places, "antialiased")
 
-    stored = (image, reference, pred, tube, missed)
-    image, reference, pred, tube, missed = (turn_upright(volume, affine) for volume in stored)
+        def place(at: np.ndarray) -> np.ndarray:
+            return np.stack([(at[:, 1] + 0.5) * spacing[1], (height - at[:, 0] - 0.5) * spacing[0]], axis=1)
+
+        return View(
+            {title: panel[::-1] for title, panel in panels.items()},
+            extent,
+            {kind: place(np.argwhere(mask)) for kind, mask in marks.items()},
+            {title: {index: place(at[None])[0] for index, at in _middles(label)} for title, label in labels.items()},
+            "antialiased",
+            "as stored",
+        )
+
+    labels = {title: turn_upright(label, affine) for title, label in labels.items()}
     spacing = _upright_spacing(spacing, affine)
-    axis = int(np.argmin(np.multiply(reference.shape, spacing)))
-    across, up = (other for other in range(3) if other != axis)
-    black = np.zeros((reference.shape[across], reference.shape[up], 3))
-    shadow = black + 0.2 * reference.max(axis=axis).astype(bool)[..., None]
-    panels = {
-        "Image (maximum projection)": maximum_intensity(image, axis)[..., None].repeat(3, axis=-1),
-        "Reference": colour_classes(reference, axis, spacing, black),
-        "Prediction": colour_classes(pred, axis, spacing, black),
-        "Tubed skeleton of reference": colour_classes(tube, axis, spacing, shadow),
-    }
-    points = np.unique(np.argwhere(missed)[:, [across, up]], axis=0)
-    extent = (0.0, black.shape[0] * spacing[across], 0.0, black.shape[1] * spacing[up])
-    places = (points + 0.5) * (spacing[across], spacing[up])
-    return View({title: panel.swapaxes(0, 1) for title, panel in panels.items()}, extent, places, "nearest")
+    axis = _thin_axis(labels["Reference"].shape, spacing)
+    black = np.zeros((*np.delete(labels["Reference"].shape, axis), 3))
+    shadow = black + 0.2 * labels["Reference"].max(axis=axis).astype(bool)[..., None]
+    panels = {}
+    if image is not None:
+        panels[PROJECTION] = maximum_intensity(turn_upright(image, affine), axis)[..., None].repeat(3, axis=-1)
+    for title, label in labels.items():
+        panels[title] = colour_classes(label, axis, spacing, shadow if title == _TUBE else black)
+    points = {kind: np.argwhere(turn_upright(mask, affine)) for kind, mask in marks.items()}
+    return _look(panels, points, labels, axis, spacing, _viewpoint(axis, affine))
+
+
+def view_slice(
+    *,
+    image: np.ndarray | None,
+    reference: np.ndarray,
+    pred: np.ndarray,
+    marks: Mapping[str, np.ndarray],
+    affine: np.ndarray | None,
+    spacing: tuple[float, ...],
+) -> View:
+    """Show one slice of a volume, where most is marked: image, and both label maps laid over it.
+
+    Args as :py:func:`view_case`, of volumes. The slice is perpendicular to the axis that :py:func:`view_case` looks
+    along; marks of its two neighbours are shown with its own. Where nothing is marked, it is the slice with most of
+    the reference, or else of the prediction.
+    """
+    labels = {"Reference": turn_upright(reference, affine), "Prediction": turn_upright(pred, affine)}
+    spacing = _upright_spacing(spacing, affine)
+    shape = labels["Reference"].shape
+    axis = _thin_axis(shape, spacing)
+    points = {kind: np.argwhere(turn_upright(mask, affine)) for kind, mask in marks.items()}
+    places = np.concatenate([np.zeros((0, 3), dtype=int), *points.values()])[:, axis]
+    marked = np.convolve(np.bincount(places, minlength=shape[axis]), [1, 1, 1], mode="same")
+    others = tuple(other for other in range(3) if other != axis)
+    filled = [np.count_nonzero(label, axis=others) for label in labels.values()]
+    most = next((counts for counts in (marked, *filled) if counts.any()), marked)
+    at = int(np.argmax(most))
+    grey = np.zeros((*np.delete(shape, axis), 3))
+    panels = {}
+    if image is not None:
+        upright = turn_upright(image, affine)
+        # the window of the whole crop: one slice alone may hold nothing but noise
+        low, high = np.percentile(upright, [0.5, 99.5])
+        plain = np.clip((upright.take(at, axis=axis).astype(np.float32) - low) / max(float(high - low), 1e-6), 0, 1)
+        grey = plain[..., None].repeat(3, axis=-1)
+        panels["Image"] = grey
+    labels = {title: label[(slice(None),) * axis + (slice(at, at + 1),)] for title, label in labels.items()}
+    for title, label in labels.items():
+        panels[title] = _over(grey, label.max(axis=axis), strength=0.6 if image is not None else 1)
+    near = {kind: where[abs(where[:, axis] - at) <= 1] for kind, where in points.items()}
+    return _look(panels, near, labels, axis, spacing, f"{_viewpoint(axis, affine)}, slice {at + 1} of {shape[axis]}")
 
 
 def turn_upright(volume: np.ndarray, affine: np.ndarray | None) -> np.ndarray:
@@ -155,9 +219,51 @@ def colour_classes(label: np.ndarray, axis: int, spacing: Sequence[float], backg
     return picture
 
 
-def _over(picture: np.ndarray, label: np.ndarray) -> np.ndarray:
+def _look(
+    panels: dict[str, np.ndarray],
+    points: dict[str, np.ndarray],
+    labels: dict[str, np.ndarray],
+    axis: int,
+    spacing: Sequence[float],
+    seen: str,
+) -> View:
+    """A view along an axis: panels over the other two axes, points in the volume, and the label maps that are seen."""
+    across, up = (other for other in range(3) if other != axis)
+    edges = np.array([spacing[across], spacing[up]])
+    size = next(iter(panels.values())).shape
+    return View(
+        {title: panel.swapaxes(0, 1) for title, panel in panels.items()},
+        (0.0, size[0] * edges[0], 0.0, size[1] * edges[1]),
+        {kind: (np.unique(at[:, [across, up]], axis=0) + 0.5) * edges for kind, at in points.items()},
+        {title: {index: (at + 0.5) * edges for index, at in _middles(label, axis)} for title, label in labels.items()},
+        "nearest",
+        seen,
+    )
+
+
+def _middles(label: np.ndarray, axis: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+    """For each class of a label map, seen along an axis, its place that is nearest to its centre of gravity."""
+    for index, box in enumerate(ndimage.find_objects(label), start=1):
+        if box is not None:
+            places = np.argwhere(label[box] == index) + [side.start for side in box]
+            if axis is not None:
+                places = np.unique(np.delete(places, axis, axis=1), axis=0)
+            yield index, places[np.argmin(((places - places.mean(axis=0)) ** 2).sum(axis=1))]
+
+
+def _thin_axis(shape: Sequence[int], spacing: Sequence[float]) -> int:
+    return int(np.argmin(np.multiply(shape, spacing)))
+
+
+def _viewpoint(axis: int, affine: np.ndarray | None) -> str:
+    if affine is None:
+        return f"along axis {axis + 1}"
+    return ("from the patient's right", "from the front", "from below")[axis]
+
+
+def _over(picture: np.ndarray, label: np.ndarray, strength: float = 1.0) -> np.ndarray:
     colours = COLOURS[(label.astype(int) - 1) % len(COLOURS)] / 255
-    return np.where(label[..., None] > 0, colours, picture)
+    return np.where(label[..., None] > 0, strength * colours + (1 - strength) * picture, picture)
 
 
 def _upright_spacing(spacing: tuple[float, ...], affine: np.ndarray | None) -> tuple[float, ...]:

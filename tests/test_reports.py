@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from monai_skelrec import reports
+from monai_skelrec import panels, reports
 from monai_skelrec.reports import draw_case, draw_cases
 from monai_skelrec.scores import score_label_maps
 
@@ -141,7 +141,7 @@ def test_image_of_another_shape_is_named(tmp_path):
 
 
 def test_missing_matplotlib_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(reports, "optional_import", lambda module: (None, False))
+    monkeypatch.setattr(panels, "optional_import", lambda module: (None, False))
     with pytest.raises(ImportError, match=r"pictures need matplotlib: pip install monai_skelrec\[report\]"):
         draw(tmp_path, CUT)
 
@@ -188,7 +188,7 @@ def test_scores_that_are_there_already_are_used(arguments, monkeypatch):
 
 
 def test_no_pictures_need_no_matplotlib(arguments, monkeypatch):
-    monkeypatch.setattr(reports, "optional_import", lambda module: (None, False))
+    monkeypatch.setattr(panels, "optional_import", lambda module: (None, False))
     assert draw_cases(**arguments, limit=0) == []
     with pytest.raises(ImportError, match="evaluate with --pictures 0"):
         draw_cases(**arguments, limit=1)
