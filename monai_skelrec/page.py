@@ -47,7 +47,8 @@ nav ul{display:flex;flex-wrap:wrap;gap:.25rem 1.1rem;list-style:none;margin:.75r
 .facts{display:grid;grid-template-columns:minmax(5rem,max-content) 1fr;gap:.3rem 1.2rem;margin:.5rem 0}
 .facts dt{color:var(--soft)}.facts dd{margin:0}
 code{font:.875em/1.45 ui-monospace,Menlo,Consolas,monospace}
-.scroll{position:relative;overflow-x:auto;max-width:100%;border:1px solid var(--line);border-radius:.4rem;margin:.5rem 0}
+.scroll{position:relative;overflow-x:auto;max-width:100%;
+border:1px solid var(--line);border-radius:.4rem;margin:.5rem 0}
 .scroll:focus-visible,button:focus-visible,a:focus-visible,summary:focus-visible{outline:3px solid var(--link);
 outline-offset:2px}
 table{border-collapse:separate;border-spacing:0;font-size:.9rem;font-variant-numeric:tabular-nums;width:100%;

@@ -123,14 +123,24 @@ def read_case(
     label_values: Sequence[int],
     other_values: str = "error",
     spacing: Sequence[float] | None = None,
+    check_grid: bool = True,
 ) -> Case:
     """Read one case and find its faults; see :py:func:`monai_skelrec.reports.draw_case`.
+
+    Args:
+        image_path: scan or picture; None where there is none.
+        reference_path: label map on the grid of the image.
+        prediction_path: label map on the same grid.
+        label_values: value on disk of each class, background first.
+        other_values: what a value not listed means: ``"error"``, ``"background"`` or ``"foreground"``.
+        spacing: edges of a voxel, for formats that do not hold them.
+        check_grid: whether spacing, direction and origin of both label maps must agree; shapes always must.
 
     Raises:
         FileNotFoundError: when a file is missing.
         ValueError: when a file cannot be read, or image and label maps have different shapes.
     """
-    pred, reference = read_pair(prediction_path, reference_path, label_values, other_values)
+    pred, reference = read_pair(prediction_path, reference_path, label_values, other_values, check_grid)
     affine = read_image(reference_path)[1] if image_path is None else None
     image = None
     if image_path is not None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from monai.utils import optional_import
 
+from .challenges import CHALLENGES
 from .files import replace
 from .measures import MEASURES, Measure
 from .page import Html, cards, definitions, details, figure, join, page, table, text
@@ -28,7 +29,9 @@ __all__ = ["average_cases", "provenance", "write_report"]
 Row = dict[str, Any]
 
 _PACKAGES = ("monai_skelrec", "monai", "torch", "scikit-image", "scipy", "numpy")
-_CARDS, _PLOTS = 6, 4  # measures that are shown before the others
+# measures that are seen first, as cards and as plots
+_CARDS = ("dice", "centerline_dice", "betti0_error", "betti1_error", "hausdorff95_mm", "breaks", "false_merges")
+_PLOTS = ("dice", "centerline_dice", "betti0_error", "breaks")
 _WORST_BY = "centerline_dice"
 
 
@@ -39,12 +42,14 @@ def write_report(
     label_values: Sequence[int],
     other_values: str = "error",
     cases: Iterable[Mapping[str, str]] = (),
-    predictions_dir: str | Path = ".",
+    predictions_dir: str | Path | None = None,
     output_ext: str = ".nii.gz",
     about: Mapping[str, Any] | None = None,
     pictures: int = 3,
     pixels: int = 480,
     spacing: Sequence[float] | None = None,
+    check_grid: bool = True,
+    challenge: str | None = None,
 ) -> Path:
     """Write ``report.html`` beside the tables of :py:func:`monai_skelrec.scores.score_label_maps`.
 
@@ -57,13 +62,16 @@ def write_report(
         class_names: name of each class, background first.
         label_values: value on disk of each class, as ``class_names``.
         other_values: what a value not listed means: ``"error"``, ``"background"`` or ``"foreground"``.
-        cases: dictionaries with ``name``, ``label`` and, where there is one, ``image`` (paths).
-        predictions_dir: holds the predictions, ``<name><output_ext>``.
+        cases: dictionaries with ``name``, ``label`` and, where there is one, ``image`` (paths), and ``prediction``
+            where it is not ``<predictions_dir>/<name><output_ext>``.
+        predictions_dir: holds the predictions; None where every case names its own.
         output_ext: ending of the predictions' names.
         about: what was evaluated, to be printed: names such as task, weights and data, and their values.
         pictures: how many cases are shown, the lowest class-average centreline Dice first; 0 for none.
         pixels: longer side of each picture, which bounds the size of the file: about 40 kB a case at 480.
         spacing: edges of a voxel, for formats that do not hold them.
+        check_grid: as the label maps were scored.
+        challenge: whose scores ``scores.challenge`` holds, a name of :py:data:`monai_skelrec.challenges.CHALLENGES`.
 
     Returns:
         Path of the report.
@@ -81,8 +89,8 @@ def write_report(
     shown: list[Html] = []
     for row in drawable[: max(pictures, 0) if plotted else 0]:
         case = by_name[row["case"]]
-        prediction = Path(predictions_dir) / f"{case['name']}{output_ext}"
-        of_case = read_case(case.get("image"), case["label"], prediction, label_values, other_values, spacing)
+        path = case.get("prediction") or Path(predictions_dir or ".") / f"{case['name']}{output_ext}"
+        of_case = read_case(case.get("image"), case["label"], path, label_values, other_values, spacing, check_grid)
         panels = picture_case(of_case, case["name"], class_names, pixels)
         of_class = [one for one in scores.rows if one["case"] == row["case"]]
         shown += [
@@ -102,6 +110,7 @@ def write_report(
         ("plots", "Plots", _plots(scores.rows, classes, measures) if plotted else _no_plots(scores)),
         ("worst", "Worst cases", join(shown)),
         ("cases", "All cases", _all_cases(averages, measures)),
+        ("challenge", f"Scores of {challenge}", _challenge(scores.challenge, challenge)),
         ("conventions", "How it is measured", conventions(measures)),
     ]
     path = Path(output_dir) / "report.html"
@@ -196,7 +205,7 @@ def _glance(summary: Sequence[Row], measures: Sequence[Measure]) -> Html:
         return Html("")
     several = sum(row["class"] not in (AVERAGE, MERGED) for row in summary) > 1
     numbers = []
-    for measure in measures[:_CARDS]:
+    for measure in _first(measures, _CARDS)[0]:
         mean, spread = average[f"{measure.name}_mean"], average[f"{measure.name}_std"]
         unit = " mm" if measure.unit == "mm" and not math.isnan(mean) else ""
         better = "higher is better" if measure.higher_is_better else "lower is better"
@@ -244,12 +253,14 @@ def _all_cases(averages: Sequence[Row], measures: Sequence[Measure]) -> Html:
 
 
 def _plots(rows: Sequence[Row], classes: Sequence[str], measures: Sequence[Measure]) -> Html:
-    drawn = []
-    for measure in measures:
-        svg, words = box_plot([row for row in rows if measure.name in row], classes, measure)
-        if svg:
-            drawn.append(figure(f"{measure.heading} of each class, a point a case", words, svg))
-    first, others = drawn[:_PLOTS], drawn[_PLOTS:]
+    drawn: list[list[Html]] = []
+    for some in _first(measures, _PLOTS):
+        drawn.append([])
+        for measure in some:
+            svg, words = box_plot([row for row in rows if measure.name in row], classes, measure)
+            if svg:
+                drawn[-1].append(figure(f"{measure.heading} of each class, a point a case", words, svg))
+    first, others = drawn
     if {"dice", "centerline_dice"} <= {measure.name for measure in measures}:
         dice, centerline_dice = MEASURES["dice"], MEASURES["centerline_dice"]
         svg, words = scatter_plot(rows, classes, dice, centerline_dice)
@@ -260,6 +271,46 @@ def _plots(rows: Sequence[Row], classes: Sequence[str], measures: Sequence[Measu
         more = Html(f'<div class="figures plots">{join(others)}</div>')
         parts.append(details(f"Plots of {_count(len(others), 'more measure')}", more))
     return join(parts) if first else Html("")
+
+
+def _first(measures: Sequence[Measure], names: Sequence[str]) -> tuple[list[Measure], list[Measure]]:
+    """The measures of these names, and the others; where there is none of these names, all are first."""
+    first = [measure for measure in measures if measure.name in names] or list(measures)
+    return first, [measure for measure in measures if measure not in first]
+
+
+def _challenge(found: Mapping[str, Any], challenge: str | None) -> Html:
+    """The scores of a challenge over cases, under its own names, and how it measures them."""
+    if not found or challenge is None:
+        return Html("")
+    rows = []
+    for name, value in _leaves(found):
+        if isinstance(value, Mapping):
+            cells = [_plain(value.get(key)) for key in ("mean", "std", "min", "max")]
+            rows.append([name, *cells, value.get("count", "")])
+        else:
+            rows.append([name, _plain(value), "", "", "", ""])
+    headings = ("Name", "Value or mean", "Standard deviation", "Minimum", "Maximum", "Cases")
+    numbers = table(f"Scores over cases, as the organisers of {challenge} name them", headings, rows)
+    how = definitions({name: _sentence(words) for name, words in CHALLENGES[challenge].conventions.items()})
+    return join([numbers, details(f"How {challenge} measures", how)])
+
+
+def _leaves(found: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
+    """Names and values of nested scores; statistics of one number stay together."""
+    leaves: list[tuple[str, Any]] = []
+    for name, value in found.items():
+        if isinstance(value, Mapping) and "mean" not in value:
+            leaves += _leaves(value, f"{above}{name} ")
+        else:
+            leaves.append((above + name, value))
+    return leaves
+
+
+def _plain(value: Any) -> str:
+    if value is None or value != value:
+        return "n/a"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _no_plots(scores: Scores) -> Html:

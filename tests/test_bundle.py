@@ -70,6 +70,8 @@ def test_evaluation_scores_the_held_out_fold(task, trained):
     rows = (root / "evaluation" / "scores.csv").read_text().splitlines()
     assert {row.split(",")[0] for row in rows[1:]} == {strip(name) for name in predictions}
     assert list((root / "evaluation").rglob("*.png"))
+    report = (root / "evaluation" / "report.html").read_text(encoding="utf-8")
+    assert f"Evaluation: {task}" in report and "data:image/png" in report
 
 
 def strip(name):
