@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
-from scipy.spatial import cKDTree
 
+from .centerline_graphs import centerline_edges, inscribed_radii
 from .voxels import Voxels, connect
 
 __all__ = ["centerline_length", "count_joined", "label_contacts", "radius_error", "side_confusion", "side_pairs"]
@@ -24,9 +24,8 @@ def centerline_length(
 ) -> float:
     r"""Length of a centreline, or of the part of it that lies in a mask.
 
-    The centreline is a graph: its voxels, and an edge between any two neighbours :math:`a, b` unless a third of its
-    voxels lies in the box that they span, so that a corner is not counted twice, along its legs and across. Each voxel
-    carries half of its edges:
+    The centreline is a graph, see :py:func:`monai_skelrec.centerline_graphs.centerline_edges`. Each voxel carries half
+    of its edges:
 
     .. math::
         L = \sum_{v \in W} \frac{1}{2} \sum_{\{v, u\} \in E} \lVert (v - u) \cdot spacing \rVert_2
@@ -43,20 +42,11 @@ def centerline_length(
     """
     voxels = Voxels.of(centerline)
     counted = np.ones(voxels.keys.size, bool) if where is None else where[tuple(voxels.coordinates)]
-    edges = np.ones(centerline.ndim) if spacing is None else np.asarray(spacing, dtype=float)
-    total = 0.0
-    for offset in product((-1, 0, 1), repeat=centerline.ndim):
-        if offset <= (0,) * centerline.ndim:
-            continue  # the same pairs, from their other ends
-        one, other = _neighbours(voxels, offset)
-        between = [step for step in product(*((0, side) if side else (0,) for side in offset)) if any(step)]
-        for step in between:
-            if step != offset and one.size:
-                free = ~_listed(voxels, voxels.keys[one] + voxels.steps @ np.array(step))[1]
-                one, other = one[free], other[free]
-        halves = np.count_nonzero(counted[one]) + np.count_nonzero(counted[other])
-        total += halves / 2 * float(np.linalg.norm(np.multiply(offset, edges)))
-    return total
+    size = np.ones(centerline.ndim) if spacing is None else np.asarray(spacing, dtype=float)
+    one, other = centerline_edges(voxels).T
+    steps = (voxels.coordinates[:, other] - voxels.coordinates[:, one]).T * size
+    halves = counted[one].astype(int) + counted[other]
+    return float((halves / 2 * np.linalg.norm(steps, axis=1)).sum())
 
 
 def radius_error(
@@ -81,8 +71,7 @@ def radius_error(
     points = np.argwhere(centerline & pred)
     if not len(points):
         return math.nan
-    edges = np.ones(pred.ndim) if spacing is None else np.asarray(spacing, dtype=float)
-    radii = [_radii(mask, points, edges) for mask in (pred, reference)]
+    radii = [inscribed_radii(mask, points, spacing) for mask in (pred, reference)]
     return float(np.abs(radii[0] - radii[1]).mean())
 
 
@@ -150,29 +139,3 @@ def side_confusion(pred_partner: np.ndarray, centerline: np.ndarray) -> float:
     """
     inside = pred_partner[centerline]
     return float(inside.mean()) if inside.size else math.nan
-
-
-def _neighbours(voxels: Voxels, offset: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of all pairs of voxels of which the second lies at ``offset`` from the first."""
-    place, found = _listed(voxels, voxels.keys + voxels.steps @ np.array(offset))
-    return np.flatnonzero(found), place[found]
-
-
-def _listed(voxels: Voxels, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the keys stand in the list, and whether they do."""
-    place = np.searchsorted(voxels.keys, keys)
-    place = np.minimum(place, max(voxels.keys.size - 1, 0))
-    return place, (voxels.keys[place] == keys) if voxels.keys.size else np.zeros(keys.shape, bool)
-
-
-def _radii(mask: np.ndarray, points: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Distance to the nearest background voxel, of points in a mask; a distance transform at a few places only."""
-    mask = np.pad(mask, 1)
-    # the background voxel that is nearest to any voxel of the mask has a voxel of the mask beside one of its faces
-    beside = np.zeros_like(mask)
-    for axis in range(mask.ndim):
-        along = (slice(None),) * axis
-        beside[(*along, slice(1, None))] |= mask[(*along, slice(None, -1))]
-        beside[(*along, slice(None, -1))] |= mask[(*along, slice(1, None))]
-    shell = np.argwhere(beside & ~mask)
-    return np.asarray(cKDTree(shell * edges).query((points + 1) * edges)[0])
