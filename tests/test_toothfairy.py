@@ -7,6 +7,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+from scipy import ndimage
 from scipy.spatial.distance import cdist
 from skimage.morphology import skeletonize
 
@@ -31,10 +32,10 @@ def line(length: int, value: int = 1, row: int = 2) -> np.ndarray:
 def random_map(seed: int, values: list[int]) -> np.ndarray:
     """Boxes of random size, place and value, some of them at the edge."""
     rng = np.random.default_rng(seed)
-    found = np.zeros((9, 11, 8), np.uint8)
+    found = np.zeros((12, 13, 11), np.uint8)
     for _ in range(8):
-        start = rng.integers(-1, (9, 11, 8))
-        found[tuple(slice(max(at, 0), at + size) for at, size in zip(start, rng.integers(1, 5, 3)))] = rng.choice(
+        start = rng.integers(-1, found.shape)
+        found[tuple(slice(max(at, 0), at + size) for at, size in zip(start, rng.integers(1, 8, 3)))] = rng.choice(
             values
         )
     return found
@@ -76,6 +77,17 @@ def test_a_mask_that_is_cut_off_by_the_edge_has_no_surface_there():
     whole = np.ones_like(pred)
     assert toothfairy_scores(whole, reference, UNIT)["HausdorffDistance95"] == np.float32(1.8446743e19)
     assert math.isnan(toothfairy_scores(whole, whole, UNIT)["HausdorffDistance95"])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_distances_in_millimetres_are_those_of_all_pairs_of_surface_voxels(seed):
+    pred, reference, spacing = random_map(seed, [1]), random_map(seed + 50, [1]), (0.3, 0.4, 0.7)
+    outer = [mask & (ndimage.minimum_filter(mask, 3, mode="constant", cval=1) == 0) for mask in (pred, reference)]
+    pairs = cdist(*(np.argwhere(surface) * spacing for surface in outer))
+    pooled = np.concatenate([pairs.min(axis=0), pairs.min(axis=1)])
+    assert toothfairy_scores(pred, reference, spacing)["HausdorffDistance95"] == pytest.approx(
+        np.percentile(pooled, 95)
+    )
 
 
 def test_components_and_loops_are_compared():

@@ -98,6 +98,13 @@ def test_hd95_is_the_larger_directed_percentile_and_hd_the_largest_distance():
         assert found["HD_BA"] == 5
 
 
+def test_voxels_that_touch_at_a_corner_are_one_component():
+    diagonal, apart = empty(), empty()
+    diagonal[(2, 3, 4), (2, 3, 4), (2, 3, 4)] = 1
+    apart[(2, 3, 5), (2, 3, 5), (2, 3, 5)] = 1
+    assert topcow_scores(diagonal, apart, UNIT)["B0err_BA"] == 1
+
+
 def test_loops_of_the_merged_mask_are_counted_as_in_2023():
     ring = empty()
     ring[2:7, 2:7, 3] = 5

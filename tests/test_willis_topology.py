@@ -106,6 +106,23 @@ def test_a_half_that_differs_does_not_match(picture, expected):
     assert verdicts(draw(picture), draw()) == expected
 
 
+def test_a_vessel_that_hardly_overlaps_does_not_match_for_all_its_contacts():
+    reference = draw()
+    # six voxels of Acom where the prediction has one; both touch both ACAs
+    reference[4, :2] = 10
+    assert graphs(draw(), reference)["anterior"]["gt_graph"] == [1, 1, 0, 1]
+    found = topologies(draw(), reference)
+    assert found["pred_topology"]["anterior"]["Acom"] == {"detection": "FN", "b0": 1, "neighbors": [11, 12]}
+    assert found["gt_topology"]["anterior"]["Acom"] == {"b0": 1, "neighbors": [11, 12]}
+    assert found["match_verdict"] == {"anterior": False, "posterior": True}
+
+
+def test_the_icas_tell_the_sides_before_the_acas():
+    crossed = draw()
+    crossed[draw() == 11], crossed[draw() == 12] = 12, 11
+    assert not topologies(crossed, crossed)["pred_topology"]["anterior"]["LR_flipped"]
+
+
 def test_swapped_sides_are_told_by_the_icas_and_the_pcas():
     swapped = draw()[::-1]
     # both are mirrored, so all agrees but the sides
