@@ -24,6 +24,7 @@ from .metrics import (
     compute_centerline_dice,
     compute_measure,
 )
+from .networks import SupervisedDynUNet, inference_state_dict, plan_unet, training_network
 from .phantoms import circle_of_willis, jaw, render, write_phantoms
 from .renderings import write_renderings
 from .sampling import RandPatchd, RandPatchD, RandPatchDict
@@ -64,6 +65,7 @@ __all__ = [
     "RandPatchd",
     "SkeletonRecallLoss",
     "Split",
+    "SupervisedDynUNet",
     "TubeDeepSupervisionLoss",
     "TubedSkeleton",
     "TubedSkeletonD",
@@ -77,8 +79,10 @@ __all__ = [
     "compute_betti_numbers",
     "compute_centerline_dice",
     "compute_measure",
+    "inference_state_dict",
     "jaw",
     "list_cases",
+    "plan_unet",
     "pool_target",
     "render",
     "split_cases",
@@ -86,6 +90,7 @@ __all__ = [
     "toothfairy3_scores",
     "toothfairy_scores",
     "topcow_scores",
+    "training_network",
     "tubed_skeleton",
     "write_phantoms",
     "write_renderings",

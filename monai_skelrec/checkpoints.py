@@ -14,6 +14,7 @@ from monai.engines import Workflow
 from torch.nn.parallel import DistributedDataParallel
 
 from .files import remove_unfinished, replace
+from .networks import inference_state_dict
 from .processes import is_first
 
 __all__ = [
@@ -60,8 +61,9 @@ def refuse_other_network(path: str, weights: Mapping[str, torch.Tensor], network
 
 
 class RunCheckpoints:
-    """Write ``model.pt``, the weights with the best validation score (the last ones where no epoch was scored), and
-    ``last.pt``, all that resuming needs; ``previous.pt`` is the ``last.pt`` of the epoch before.
+    """Write ``model.pt``, the weights with the best validation score (the last ones where no epoch was scored) without
+    heads that only training has, and ``last.pt``, all that resuming needs; ``previous.pt`` is the ``last.pt`` of the
+    epoch before.
 
     Stands after the ValidationHandler in the trainer's list, so that an epoch is scored before it is written. Of
     several processes the first writes and no other waits for it. Weights that are not finite are never written.
@@ -109,7 +111,7 @@ class RunCheckpoints:
         state = self.validator.state
         # a run that ends before its first validation, or has nothing to score, keeps its last weights
         if state.best_metric_epoch == epoch or (epoch == engine.state.max_epochs and state.best_metric_epoch < 1):
-            replace(self.folder / WEIGHTS, lambda beside: torch.save(self.network.state_dict(), beside))
+            replace(self.folder / WEIGHTS, lambda beside: torch.save(inference_state_dict(self.network), beside))
         scaler = getattr(engine, "scaler", None)
         content = {
             "network": self.network.state_dict(),

@@ -157,15 +157,13 @@ def inference_state_dict(network: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Weights for inference: they load strictly into the network that :py:func:`training_network` was given.
 
     Args:
-        network: as trained; also within DataParallel, DistributedDataParallel or what ``torch.compile`` returns.
+        network: as trained; also within DataParallel or DistributedDataParallel.
 
     Returns:
         State dictionary without the heads that only training has.
     """
-    network = getattr(network, "_orig_mod", network)
     if isinstance(network, (DataParallel, DistributedDataParallel)):
         network = network.module
-    network = getattr(network, "_orig_mod", network)
     if isinstance(network, SupervisedDynUNet):
         network = network.network
     return network.state_dict()

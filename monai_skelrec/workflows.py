@@ -56,6 +56,7 @@ FACTS = (
     "strides",
     "kernel_size",
     "filters",
+    "residual",
     "mirror_axes",
     "skeleton_groups",
     "layout",
@@ -263,8 +264,14 @@ def open_run(output_dir: str, resume: bool = False) -> None:
     folder = Path(output_dir)
     if not resume and any((folder / name).exists() for name in (WEIGHTS, LAST, PREVIOUS)):
         raise FileExistsError(f"{output_dir!r} holds a run already; take another --output_dir, or --resume True.")
-    config = {key: value for key, value in _running_config().items() if key != ConfigParser.meta_key}
-    facts = _plain({key: config[key] for key in (*FACTS, *SPLIT, "network_def") if key in config})
+    parser = _running_parser()
+    merged = cast(dict[str, Any], parser.config)
+    config = {key: value for key, value in merged.items() if key != ConfigParser.meta_key}
+    facts = {key: config[key] for key in (*FACTS, *SPLIT) if key in config}
+    # as values: evaluation and inference need not have what an expression of training is made of
+    for key in [key for key, value in facts.items() if isinstance(value, str) and value.startswith("$")]:
+        facts[key] = parser.get_parsed_content(key)
+    facts = _plain({**facts, "network_def": config["network_def"]} if "network_def" in config else facts)
     facts["checkpoint"] = str((folder / WEIGHTS).resolve())
     if facts.get("group_table"):
         facts["group_table"] = str(Path(facts["group_table"]).resolve())
@@ -294,13 +301,13 @@ def _refuse_other_facts(folder: Path, facts: Mapping[str, Any]) -> None:
         )
 
 
-def _running_config() -> dict[str, Any]:
+def _running_parser() -> ConfigParser:
     """The merged configuration of the workflow that is running; MONAI hands an expression no other way to it."""
     frame = inspect.currentframe()
     while frame is not None:
         workflow = frame.f_locals.get("self")
         if isinstance(workflow, ConfigWorkflow):
-            return dict(cast(dict[str, Any], workflow.parser.config))
+            return cast(ConfigParser, workflow.parser)
         frame = frame.f_back
     raise RuntimeError("open_run must be called by an expression of a bundle's config.")
 
