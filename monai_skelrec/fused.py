@@ -174,7 +174,7 @@ def _softmax(chunk: Chunk) -> tuple[torch.Tensor, torch.Tensor]:
     """Probabilities in the first block, 0 where ignored, and the logarithm of the probability of each label."""
     p = chunk.blocks[0].copy_(chunk.logits)
     p -= p.amax(0)
-    at_label = p.view(-1)[chunk.label.entries]
+    at_label = p.view(-1).index_select(0, chunk.label.entries)
     total = p.mul_(_LOG2_E).exp2_().sum(0)
     p *= 1 / total if chunk.keep is None else chunk.keep / total
     return p, at_label.sub_(total.log_()[chunk.label.where])
@@ -197,7 +197,7 @@ def _sums(voxels: Voxels, weight: torch.Tensor | None, formula: Formula) -> torc
         if formula.sigmoid:
             p = chunk.blocks[0].copy_(chunk.logits)
             ce = torch.neg(F.logsigmoid(-p), out=hits)
-            at_label = -F.logsigmoid(p.view(-1)[label.entries])
+            at_label = -F.logsigmoid(p.view(-1).index_select(0, label.entries))
             ce.view(-1)[label.entries] = at_label if w is None else w[label.classes] * at_label
             p.sigmoid_()
             if chunk.keep is not None:
@@ -205,15 +205,15 @@ def _sums(voxels: Voxels, weight: torch.Tensor | None, formula: Formula) -> torc
                 p *= chunk.keep
             entropy[0] = ce.sum(dtype=torch.float64)
             entropy[1] = n_classes * (p.shape[1] if chunk.keep is None else chunk.keep.sum())
-            at_label = p.view(-1)[label.entries]
+            at_label = p.view(-1).index_select(0, label.entries)
         else:
             p, at_label = _softmax(chunk)
             entropy[0] = -(at_label if w is None else w[label.classes] * at_label).sum(dtype=torch.float64)
             at_label.exp_()
         sums = torch.zeros(5, n_classes, dtype=torch.float64, device=hits.device)
         sums[_P] = p.sum(1)
-        sums[_R].index_add_(0, tube.classes, p.view(-1)[tube.entries].double())
-        hits.zero_().view(-1)[label.entries] = at_label
+        sums[_R].index_add_(0, tube.classes, p.view(-1).index_select(0, tube.entries).double())
+        hits.zero_().view(-1).index_add_(0, label.entries, at_label)
         sums[_I] = hits.sum(1)
         for size, pairs in ((_G, label), (_S, tube)):
             sums[size] = torch.bincount(pairs.classes, minlength=n_classes)
@@ -302,14 +302,14 @@ def _write_gradient(
         if sigmoid:
             p = chunk.blocks[0].copy_(chunk.logits).sigmoid_()
             p = p if chunk.keep is None else p.mul_(chunk.keep)
-            at_label, at_tube = p.view(-1)[label.entries], p.view(-1)[tube.entries]
+            at_label, at_tube = (p.view(-1).index_select(0, pairs.entries) for pairs in (label, tube))
             at_label = a[label.classes] * at_label * (1 - at_label) + (ce_at_label - ce) * at_label - ce_at_label
             at_tube = c[tube.classes] * at_tube * (1 - at_tube)
             torch.mul((1 - p).mul_(b[:, None]).add_(ce), p, out=d)
         else:
             p, log_p = _softmax(chunk)
-            at_label = log_p.exp_().mul_(a[label.classes]).sub_(ce_at_label)
-            at_tube = c[tube.classes] * p.view(-1)[tube.entries]
+            at_label = log_p.exp_().mul_(a.index_select(0, label.classes)).sub_(ce_at_label)
+            at_tube = c[tube.classes] * p.view(-1).index_select(0, tube.entries)
             rest = torch.mul(p, b[:, None], out=d).sum(0).neg_()
             rest[label.where] -= at_label
             rest.index_add_(0, tube.voxels, at_tube)
