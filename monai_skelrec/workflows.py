@@ -38,6 +38,7 @@ __all__ = [
     "open_run",
     "refuse_unknown_names",
     "root_cause",
+    "running_config",
     "show_root_cause",
 ]
 
@@ -301,15 +302,24 @@ def _refuse_other_facts(folder: Path, facts: Mapping[str, Any]) -> None:
         )
 
 
+def running_config() -> dict[str, Any]:
+    """The merged configuration of the workflow that is running.
+
+    Raises:
+        RuntimeError: when it is not called from a bundle workflow.
+    """
+    return dict(cast(dict[str, Any], _running_parser().config))
+
+
 def _running_parser() -> ConfigParser:
-    """The merged configuration of the workflow that is running; MONAI hands an expression no other way to it."""
+    """Holder of the merged configuration; MONAI hands an expression no other way to it."""
     frame = inspect.currentframe()
     while frame is not None:
         workflow = frame.f_locals.get("self")
         if isinstance(workflow, ConfigWorkflow):
             return cast(ConfigParser, workflow.parser)
         frame = frame.f_back
-    raise RuntimeError("open_run must be called by an expression of a bundle's config.")
+    raise RuntimeError("this must be called by an expression of a bundle's config.")
 
 
 def _write_yaml(path: Path, content: Mapping[str, Any], heading: str) -> None:
