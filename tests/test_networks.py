@@ -271,3 +271,13 @@ def test_a_planned_network_trains_with_heads_and_infers_without(residual, data, 
     last = torch.load(run / "last.pt", weights_only=True)["network"]
     assert len([name for name in last if name.startswith("heads.")]) == 2  # weight and bias of one head
     assert infer(data, tmp_path) == 4
+
+
+@pytest.mark.parametrize("knob, kind", [(True, SupervisedDynUNet), (False, DynUNet)])
+def test_the_knob_turns_heads_on_and_off(knob, kind):
+    parser = ConfigParser()
+    parser.read_config(files_of("train.yaml", "phantom.yaml"))
+    parser["deep_supervision"] = knob
+    network = parser.get_parsed_content("network")
+    assert type(network) is kind
+    assert len(network.train()(torch.zeros(1, 1, 16, 16, 16))) == (2 if knob else 1)  # heads, or the batch's one item
