@@ -138,8 +138,10 @@ def difference_plot(
         words.append(f"{name} {mean:+.3g}" + (f" ({low:+.3g} to {high:+.3g})" if math.isfinite(low) else ""))
     axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlabel(label + (f", {measure.unit}" if measure.unit == "mm" else ""))
-    return _svg(figure), f"{label}: differences of {measure.heading}, mean and 95 % interval. {'; '.join(words)}."
+    unit = f", {measure.unit}" if measure.unit == "mm" else ""
+    axes.set_xlabel(f"{label}{unit} ({'right' if measure.higher_is_better else 'left'} is better)")
+    better = "above" if measure.higher_is_better else "below"
+    return _svg(figure), f"{label}, mean difference and interval, {better} 0 is better. {'; '.join(words)}."
 
 
 def _axes(height: float) -> tuple[Any, Any]:

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
-import platform
-import shlex
-import sys
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from monai.utils import optional_import
 
 from .challenges import CHALLENGES
@@ -22,13 +16,14 @@ from .page import Html, cards, definitions, details, figure, join, page, table, 
 from .panels import MARKS, Panel, count_faults, picture_case, read_case
 from .plots import box_plot, scatter_plot
 from .projections import COLOURS
-from .scores import AVERAGE, CONVENTIONS, MERGED, Scores
+from .report_parts import conventions_of, count, heading, in_digits, provenance, sentence
+from .scores import AVERAGE, MERGED, Scores
+from .summaries import average_cases
 
-__all__ = ["average_cases", "provenance", "write_report"]
+__all__ = ["write_report"]
 
 Row = dict[str, Any]
 
-_PACKAGES = ("monai_skelrec", "monai", "torch", "scikit-image", "scipy", "numpy")
 # measures that are seen first, as cards and as plots
 _CARDS = ("dice", "centerline_dice", "betti0_error", "betti1_error", "hausdorff95_mm", "breaks", "false_merges")
 _PLOTS = ("dice", "centerline_dice", "betti0_error", "breaks")
@@ -78,13 +73,13 @@ def write_report(
     """
     by_name = {case["name"]: case for case in cases}
     measures = [measure for name, measure in MEASURES.items() if any(name in row for row in scores.rows)]
-    averages = average_cases(scores.rows)
+    averages = sorted(average_cases(scores.rows), key=lambda row: row.get(_WORST_BY, math.inf))
     drawable, plotted = [row for row in averages if row["case"] in by_name], optional_import("matplotlib")[1]
     classes = [name for name in class_names[1:] if any(row["class"] == name for row in scores.rows)]
     title = f"Evaluation: {(about or {}).get('task', 'label maps')}"
-    lead = f"{_count(len({row['case'] for row in scores.rows}), 'case')} scored"
+    lead = f"{count(len({row['case'] for row in scores.rows}), 'case')} scored"
     if scores.errors:
-        lead += f", {_count(len(scores.errors), 'case')} could not be scored"
+        lead += f", {count(len(scores.errors), 'case')} could not be scored"
 
     shown: list[Html] = []
     for row in drawable[: max(pictures, 0) if plotted else 0]:
@@ -103,7 +98,7 @@ def write_report(
         shown.insert(0, _legend(class_names))
 
     sections = [
-        ("failed", f"{_count(len(scores.errors), 'case')} could not be scored", _failures(scores)),
+        ("failed", f"{count(len(scores.errors), 'case')} could not be scored", _failures(scores)),
         ("glance", "At a glance", _glance(scores.summary, measures)),
         ("about", "What was evaluated", definitions({**_capital(about or {}), **provenance()})),
         ("summary", "Summary", _summary(scores.summary, measures)),
@@ -111,7 +106,7 @@ def write_report(
         ("worst", "Worst cases", join(shown)),
         ("cases", "All cases", _all_cases(averages, measures)),
         ("challenge", f"Scores of {challenge}", _challenge(scores.challenge, challenge)),
-        ("conventions", "How it is measured", conventions(measures)),
+        ("conventions", "How it is measured", conventions_of(measures)),
     ]
     path = Path(output_dir) / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,80 +116,10 @@ def write_report(
     return path
 
 
-def average_cases(rows: Sequence[Row]) -> list[Row]:
-    """Mean over the classes of each case, the lowest centreline Dice first.
-
-    Returns:
-        For each case ``case``, ``classes`` (their number), ``lowest`` (the class with the lowest centreline Dice) and
-        the mean of each measure, NaN where no class has a value. Cases without foreground are left out.
-    """
-    by_case: dict[str, list[Row]] = {}
-    for row in rows:
-        if row["class"] != MERGED:
-            by_case.setdefault(row["case"], []).append(row)
-    averages = []
-    for name, of_case in by_case.items():
-        average: Row = {"case": name, "classes": len(of_case)}
-        average["lowest"] = min(of_case, key=lambda row: row.get(_WORST_BY, math.inf))["class"]
-        for measure in MEASURES:
-            values = [row[measure] for row in of_case if measure in row and not math.isnan(row[measure])]
-            if any(measure in row for row in of_case):
-                average[measure] = float(np.mean(values)) if values else math.nan
-        averages.append(average)
-    return sorted(averages, key=lambda row: row.get(_WORST_BY, math.inf))
-
-
-def provenance() -> dict[str, Any]:
-    """When, with what and by which command, for the head of a report."""
-    versions = [f"Python {platform.python_version()}"]
-    for name in _PACKAGES:
-        try:
-            versions.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue  # a checkout that is not installed has no version
-    command = sys.argv
-    if Path(command[0]).parts[-3:] == ("monai", "bundle", "__main__.py"):
-        command = ["python", "-m", "monai.bundle", *command[1:]]
-    return {
-        "Date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "Versions": ", ".join(versions),
-        "Command": Html(f"<code>{text(shlex.join(command))}</code>"),
-    }
-
-
-def conventions(measures: Sequence[Measure]) -> Html:
-    """Every measure that is shown, and what holds for all of them."""
-    rows = []
-    for measure in measures:
-        better = "higher is better" if measure.higher_is_better else "lower is better"
-        unit = {"": "share, 0 to 1", "count": "number", "mm": "mm"}.get(measure.unit, measure.unit)
-        rows.append((measure.heading, f"{unit}; {better}", _sentence(measure.convention), _sentence(measure.absent)))
-    of_all = definitions({_sentence(what, "") or what: _sentence(how) for what, how in CONVENTIONS.items()})
-    headings = ("Measure", "Unit", "What it is", "A class in one of the two maps only")
-    return join([of_all, table("Measures of this report", headings, rows, words=(1, 2, 3))])
-
-
-def heading(measure: Measure) -> Html:
-    """A measure at the head of a column: its unit and which way is better, for eye and ear."""
-    arrow, better = ("&uarr;", "higher is better") if measure.higher_is_better else ("&darr;", "lower is better")
-    unit = " <small>mm</small>" if measure.unit == "mm" else ""
-    return Html(
-        f'{text(measure.heading)}{unit} <span aria-hidden="true">{arrow}</span><span class="hidden">, {better}</span>'
-    )
-
-
-def number(value: float, measure: Measure, sign: bool = False) -> str:
-    """A value in the digits of its measure."""
-    if math.isnan(value):
-        return "n/a"
-    digits = 3 if measure.unit == "" else 2
-    return f"{value:{'+' if sign else ''}.{digits}f}"
-
-
 def _failures(scores: Scores) -> Html:
     if not scores.errors:
         return Html("")
-    rows = [(error["case"], _sentence(error["error"])) for error in scores.errors]
+    rows = [(error["case"], sentence(error["error"])) for error in scores.errors]
     note = Html("<p>They are in no number of this page; all others were scored.</p>")
     return join([note, table("Cases without scores, and why", ("Case", "Reason"), rows, words=(1,))])
 
@@ -209,10 +134,10 @@ def _glance(summary: Sequence[Row], measures: Sequence[Measure]) -> Html:
         mean, spread = average[f"{measure.name}_mean"], average[f"{measure.name}_std"]
         unit = " mm" if measure.unit == "mm" and not math.isnan(mean) else ""
         better = "higher is better" if measure.higher_is_better else "lower is better"
-        plus = "" if math.isnan(spread) else f"± {number(spread, measure)}, "
-        numbers.append((measure.heading, number(mean, measure) + unit, f"{plus}{better}"))
+        plus = "" if math.isnan(spread) else f"± {in_digits(spread, measure)}, "
+        numbers.append((measure.heading, in_digits(mean, measure) + unit, f"{plus}{better}"))
     of = "class average, " if several else ""
-    note = f"Mean and standard deviation over cases, {of}{_count(average['cases'], 'case')}."
+    note = f"Mean and standard deviation over cases, {of}{count(average['cases'], 'case')}."
     return join([Html(f'<p class="soft">{text(note)}</p>'), cards(numbers)])
 
 
@@ -224,8 +149,8 @@ def _summary(summary: Sequence[Row], measures: Sequence[Measure]) -> Html:
         cells: list[object] = [row["class"], row["cases"]]
         for measure in measures:
             mean, spread = row[f"{measure.name}_mean"], row[f"{measure.name}_std"]
-            plus = "" if math.isnan(spread) else Html(f" <small>± {number(spread, measure)}</small>")
-            cells.append(join([number(mean, measure), plus], ""))
+            plus = "" if math.isnan(spread) else Html(f" <small>± {in_digits(spread, measure)}</small>")
+            cells.append(join([in_digits(mean, measure), plus], ""))
         rows.append(cells)
     strong = [place for place, row in enumerate(shown) if row["class"] in (AVERAGE, MERGED)]
     headings = ["Class", "Cases", *map(heading, measures)]
@@ -233,7 +158,7 @@ def _summary(summary: Sequence[Row], measures: Sequence[Measure]) -> Html:
 
 
 def _class_table(rows: Sequence[Row], measures: Sequence[Measure], name: str) -> Html:
-    cells = [[row["class"], *(number(row.get(m.name, math.nan), m) for m in measures)] for row in rows]
+    cells = [[row["class"], *(in_digits(row.get(m.name, math.nan), m) for m in measures)] for row in rows]
     strong = [place for place, row in enumerate(rows) if row["class"] == MERGED]
     return table(f"Scores of {name}", ["Class", *map(heading, measures)], cells, strong=strong)
 
@@ -246,7 +171,7 @@ def _all_cases(averages: Sequence[Row], measures: Sequence[Measure]) -> Html:
         cells: list[object] = [row["case"], row["classes"], row["lowest"]]
         for measure in measures:
             value = row.get(measure.name, math.nan)
-            cells.append((number(value, measure), "" if math.isnan(value) else repr(value)))
+            cells.append((in_digits(value, measure), "" if math.isnan(value) else repr(value)))
         rows.append(cells)
     headings = ["Case", "Classes", "Lowest clDice", *map(heading, measures)]
     return table("Mean over the classes of each case, lowest clDice first", headings, rows, sortable=True)
@@ -269,7 +194,7 @@ def _plots(rows: Sequence[Row], classes: Sequence[str], measures: Sequence[Measu
     parts = [Html(f'<div class="figures plots">{join(first)}</div>')]
     if others:
         more = Html(f'<div class="figures plots">{join(others)}</div>')
-        parts.append(details(f"Plots of {_count(len(others), 'more measure')}", more))
+        parts.append(details(f"Plots of {count(len(others), 'more measure')}", more))
     return join(parts) if first else Html("")
 
 
@@ -292,7 +217,7 @@ def _challenge(found: Mapping[str, Any], challenge: str | None) -> Html:
             rows.append([name, _plain(value), "", "", "", ""])
     headings = ("Name", "Value or mean", "Standard deviation", "Minimum", "Maximum", "Cases")
     numbers = table(f"Scores over cases, as the organisers of {challenge} name them", headings, rows)
-    how = definitions({name: _sentence(words) for name, words in CHALLENGES[challenge].conventions.items()})
+    how = definitions({name: sentence(words) for name, words in CHALLENGES[challenge].conventions.items()})
     return join([numbers, details(f"How {challenge} measures", how)])
 
 
@@ -355,7 +280,7 @@ def _swatch(shape: str) -> str:
 
 
 def _in_words(row: Row, measures: Sequence[Measure]) -> str:
-    values = [f"{m.heading} {number(row[m.name], m)}" for m in measures[:4] if m.name in row]
+    values = [f"{m.heading} {in_digits(row[m.name], m)}" for m in measures[:4] if m.name in row]
     of = f"Mean of {row['classes']} classes: " if row["classes"] > 1 else ""
     lowest = f", lowest clDice in {row['lowest']}" if row["classes"] > 1 else ""
     return f"{of}{', '.join(values)}{lowest}."
@@ -370,13 +295,4 @@ def _pictures(panels: Sequence[Panel]) -> list[Html]:
 
 
 def _capital(facts: Mapping[str, Any]) -> dict[str, Any]:
-    return {_sentence(name, ""): value for name, value in facts.items()}
-
-
-def _sentence(words: str, end: str = ".") -> str:
-    words = words.strip()
-    return words[:1].upper() + words[1:] + (end if words and words[-1] not in ".!?" else "")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+    return {sentence(name, ""): value for name, value in facts.items()}

@@ -18,7 +18,16 @@ from .case_scores import MERGED
 from .files import replace
 from .measures import MEASURES
 
-__all__ = ["AVERAGE", "CONVENTIONS", "format_table", "summarise", "write_json", "write_tables"]
+__all__ = [
+    "AVERAGE",
+    "CONVENTIONS",
+    "as_csv",
+    "average_cases",
+    "format_table",
+    "summarise",
+    "write_json",
+    "write_tables",
+]
 
 Row = dict[str, Any]
 
@@ -53,14 +62,7 @@ def summarise(rows: Sequence[Row], class_names: Sequence[str]) -> list[Row]:
         Rows with ``class``, ``cases`` (how many have the class), and ``<measure>_mean`` and ``<measure>_std``.
     """
     columns = [name for name in MEASURES if any(name in row for row in rows)] or list(_SHOWN)
-    by_case: dict[str, list[Row]] = {}
-    for row in rows:
-        if row["class"] != MERGED:
-            by_case.setdefault(row["case"], []).append(row)
-    averages = [
-        {"class": AVERAGE, **{column: _mean(_numbers(of_case, column)) for column in columns}}
-        for of_case in by_case.values()
-    ]
+    averages = average_cases(rows)
     summary = []
     for name in (*class_names[1:], AVERAGE, MERGED):
         of_class = [row for row in (*rows, *averages) if row["class"] == name]
@@ -73,6 +75,34 @@ def summarise(rows: Sequence[Row], class_names: Sequence[str]) -> list[Row]:
             entry[f"{column}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
         summary.append(entry)
     return summary
+
+
+def average_cases(rows: Sequence[Row]) -> list[Row]:
+    """Mean over the classes of each case, which every class average is made of.
+
+    Args:
+        rows: as :py:func:`summarise`.
+
+    Returns:
+        For each case ``case``, ``class`` (:py:data:`AVERAGE`), ``classes`` (their number), ``lowest`` (the class with
+        the lowest centreline Dice) and the mean of each measure, NaN where no class has a value. Cases without
+        foreground are left out.
+    """
+    columns = [name for name in MEASURES if any(name in row for row in rows)]
+    by_case: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["class"] != MERGED:
+            by_case.setdefault(row["case"], []).append(row)
+    return [
+        {
+            "case": case,
+            "class": AVERAGE,
+            "classes": len(of_case),
+            "lowest": min(of_case, key=lambda row: row.get("centerline_dice", math.inf))["class"],
+            **{column: _mean(_numbers(of_case, column)) for column in columns},
+        }
+        for case, of_case in by_case.items()
+    ]
 
 
 def format_table(summary: Sequence[Row], measures: Sequence[str] = _SHOWN) -> str:
@@ -122,8 +152,8 @@ def write_tables(
         unmatched: sentences about files of either side without a partner that were left out on demand.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
-    _write(output_dir / "scores.csv", _as_csv(rows, first=("case", "class")))
-    _write(output_dir / "summary.csv", _as_csv(summary, first=("class", "cases")))
+    _write(output_dir / "scores.csv", as_csv(rows, first=("case", "class")))
+    _write(output_dir / "summary.csv", as_csv(summary, first=("class", "cases")))
     content = {
         "conventions": CONVENTIONS,
         "measures": {
@@ -160,7 +190,8 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else math.nan
 
 
-def _as_csv(rows: Sequence[Row], first: Sequence[str]) -> str:
+def as_csv(rows: Sequence[Row], first: Sequence[str] = ()) -> str:
+    """Rows as CSV, a column for each name that occurs, those of ``first`` before the others."""
     columns = dict.fromkeys([*first, *(key for row in rows for key in row)])
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import nibabel
 import numpy as np
 
+from monai_skelrec.scores import score_label_maps
+
 NAMES = ["background", "trunk", "branch", "<b>twig</b>"]
 VALUES = [0, 1, 2, 9]
 
@@ -46,3 +48,10 @@ def write_evaluation(root, predictions=PREDICTIONS):
         "other_values": "error",
         "output_dir": str(root / "out"),
     }
+
+
+def score(arguments):
+    """Scores of some measures; all of them would be as many plots on each page."""
+    return score_label_maps(
+        **arguments, measures=["dice", "centerline_dice", "betti0_error", "breaks", "hausdorff95_mm"]
+    )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 from browser import DESK, PHONE, assert_fits, look, needs_browser
-from report_data import write_evaluation
+from report_data import score, write_evaluation
 
+from monai_skelrec.comparison_page import compare_runs
 from monai_skelrec.report_page import write_report
-from monai_skelrec.scores import score_label_maps
 
 pytestmark = needs_browser
 
@@ -18,7 +18,19 @@ OPEN_ALL = "document.querySelectorAll('details').forEach(one => one.open = true)
 def report(tmp_path_factory):
     arguments = write_evaluation(tmp_path_factory.mktemp("report"))
     long = {"task": "trees", "weights": "/a/very/long/path/" + "without_a_place_to_break_it" * 8 + "/model.pt"}
-    return write_report(score_label_maps(**arguments), **arguments, about=long, pictures=2)
+    return write_report(score(arguments), **arguments, about=long, pictures=2)
+
+
+@pytest.mark.parametrize("width", [PHONE, DESK])
+def test_comparison_fits_the_window(report, width, tmp_path):
+    table = (report.parent / "scores.csv").read_text(encoding="utf-8")
+    runs = [tmp_path / run for run in ("plain", "a_run_with_a_name_without_a_place_to_break_it_anywhere")]
+    for run in runs:
+        run.mkdir()
+        (run / "scores.csv").write_text(table, encoding="utf-8")
+    seen = look(compare_runs([str(run) for run in runs], tmp_path / "out")[1], width, tmp_path, OPEN_ALL)
+    assert_fits(seen, width)
+    assert len(seen["images"]) == 4
 
 
 @pytest.mark.parametrize("width", [PHONE, DESK])

@@ -12,13 +12,13 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
-from report_data import NAMES, TREE, write_evaluation
+from report_data import NAMES, TREE, score, write_evaluation
 
 from monai_skelrec import page as paper
 from monai_skelrec import report_page
 from monai_skelrec.measures import MEASURES
-from monai_skelrec.report_page import average_cases, write_report
-from monai_skelrec.scores import CONVENTIONS, score_label_maps
+from monai_skelrec.report_page import write_report
+from monai_skelrec.scores import CONVENTIONS
 
 
 class Outline(HTMLParser):
@@ -55,7 +55,7 @@ class Outline(HTMLParser):
 
 def report(root, **options):
     arguments = write_evaluation(root)
-    scores = score_label_maps(**arguments)
+    scores = score(arguments)
     return write_report(scores, **{**arguments, **options}).read_text(encoding="utf-8")
 
 
@@ -77,7 +77,7 @@ def test_failed_cases_stand_first_with_their_reason(made):
 
 def test_no_failure_no_section(tmp_path):
     arguments = write_evaluation(tmp_path, {"fine": TREE})
-    text = write_report(score_label_maps(**arguments), **arguments).read_text(encoding="utf-8")
+    text = write_report(score(arguments), **arguments).read_text(encoding="utf-8")
     assert 'id="failed"' not in text and "1 case scored." in text
 
 
@@ -89,7 +89,7 @@ def test_what_was_evaluated_is_said(made):
 
 def test_numbers_are_those_of_the_tables(tmp_path):
     arguments = write_evaluation(tmp_path)
-    scores = score_label_maps(**arguments)
+    scores = score(arguments)
     outline = Outline(write_report(scores, **arguments, pictures=0).read_text(encoding="utf-8"))
     for row in scores.summary:
         assert f"{row['dice_mean']:.3f} ± {row['dice_std']:.3f}" in outline.text
@@ -134,7 +134,7 @@ def test_number_and_size_of_pictures_are_bounded(tmp_path):
 def test_label_maps_without_images_are_shown_too(tmp_path):
     arguments = write_evaluation(tmp_path)
     arguments["cases"] = [{"name": case["name"], "label": case["label"]} for case in arguments["cases"]]
-    outline = Outline(write_report(score_label_maps(**arguments), **arguments, pictures=1).read_text(encoding="utf-8"))
+    outline = Outline(write_report(score(arguments), **arguments, pictures=1).read_text(encoding="utf-8"))
     titles = [attributes["alt"].partition(",")[0] for _, attributes in outline.of("img")][-4:]
     assert titles == ["Reference", "Prediction", "Slice of reference", "Slice of prediction"]
 
@@ -148,24 +148,10 @@ def test_without_matplotlib_there_are_tables(tmp_path, monkeypatch):
 
 def test_nothing_scored_is_a_page_with_the_reasons(tmp_path):
     arguments = write_evaluation(tmp_path, {"lost": None, "fine": TREE})
-    scores = score_label_maps(**arguments)
+    scores = score(arguments)
     lost = type(scores)([], [{**row, "cases": 0, "dice_mean": math.nan} for row in scores.summary], scores.errors * 2)
     outline = Outline(write_report(lost, **arguments).read_text(encoding="utf-8"))
     assert "0 cases scored, 2 cases could not be scored" in outline.text and not outline.of("img")
-
-
-def test_case_average_leaves_out_what_does_not_exist():
-    rows = [
-        {"case": "a", "class": "x", "dice": 0.5, "centerline_dice": 0.8, "radius_error_mm": math.nan},
-        {"case": "a", "class": "y", "dice": 1.0, "centerline_dice": 0.6, "radius_error_mm": 0.25},
-        {"case": "a", "class": "merged foreground", "dice": 0.1, "centerline_dice": 0.1, "radius_error_mm": 9.0},
-        {"case": "b", "class": "x", "dice": 0.2, "centerline_dice": 0.3, "radius_error_mm": math.nan},
-    ]
-    first, second = average_cases(rows)
-    assert (first["case"], first["lowest"]) == ("b", "x") and math.isnan(first["radius_error_mm"])
-    assert second == pytest.approx(
-        {"case": "a", "classes": 2, "lowest": "y", "dice": 0.75, "centerline_dice": 0.7, "radius_error_mm": 0.25}
-    )
 
 
 # --- whole, and harmless ---------------------------------------------------------------------------------------------

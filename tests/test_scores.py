@@ -20,6 +20,7 @@ from monai_skelrec.scores import (
     score_case,
     score_label_maps,
 )
+from monai_skelrec.summaries import average_cases
 
 NAMES = ["background", "artery", "vein", "nerve"]
 COUNTED = ["dice", "centerline_dice", "betti0_error", "betti1_error", "betti2_error"]
@@ -287,3 +288,17 @@ def test_table_of_one_class_does_not_repeat_itself(folder):
     binary = score(folder, class_names=["background", "vessel"], label_values=[0, 1], other_values="background")
     shown = format_table(binary.summary).splitlines()
     assert shown[2].startswith("vessel") and shown[3] == ""
+
+
+def test_average_of_a_case_leaves_out_what_does_not_exist():
+    rows = [
+        {"case": "a", "class": "x", "dice": 0.5, "centerline_dice": 0.8, "radius_error_mm": math.nan},
+        {"case": "a", "class": "y", "dice": 1.0, "centerline_dice": 0.6, "radius_error_mm": 0.25},
+        {"case": "a", "class": MERGED, "dice": 0.1, "centerline_dice": 0.1, "radius_error_mm": 9.0},
+        {"case": "b", "class": "x", "dice": 0.2, "centerline_dice": 0.3, "radius_error_mm": math.nan},
+        {"case": "empty", "class": MERGED, "dice": math.nan},
+    ]
+    first, second = average_cases(rows)
+    numbers = {"dice": 0.75, "centerline_dice": 0.7, "radius_error_mm": 0.25}
+    assert first == pytest.approx({"case": "a", "class": AVERAGE, "classes": 2, "lowest": "y", **numbers})
+    assert second["dice"] == 0.2 and math.isnan(second["radius_error_mm"])
