@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from monai_skelrec.measures import MEASURES
 
 
@@ -17,3 +19,12 @@ def test_headings_are_unique_and_overlaps_alone_are_better_when_higher():
     assert len(set(headings)) == len(headings)
     higher = [name for name, measure in MEASURES.items() if measure.higher_is_better]
     assert higher == ["dice", "centerline_dice", "centerline_precision", "centerline_sensitivity"]
+
+
+def test_the_documentation_says_the_same():
+    page = (Path(__file__).parents[1] / "bundle" / "docs" / "scoring.md").read_text(encoding="utf-8")
+    for measure in MEASURES.values():
+        better = "higher" if measure.higher_is_better else "lower"
+        what = measure.convention[0].upper() + measure.convention[1:]
+        row = [f"`{measure.name}`", measure.heading, measure.unit or "share", better, what, measure.absent]
+        assert f"| {' | '.join(row)} |" in page.replace("\\|", "|"), measure.name
