@@ -70,11 +70,13 @@ class FileCacheDataset(PersistentDataset):
     Args:
         data: cases; dictionaries of plain values.
         transform: the whole pipeline, without a ``Compose`` in it.
-        cache_dir: folder, made when it is not there.
+        cache_dir: folder, made with its first file.
     """
 
     def __init__(self, data: Sequence[dict[str, Any]], transform: Compose, cache_dir: str | Path) -> None:
-        super().__init__(data=data, transform=transform, cache_dir=cache_dir, track_meta=True)
+        # MONAI would make the folder now, also for a run that is refused before it starts
+        super().__init__(data=data, transform=transform, cache_dir=None, track_meta=True)
+        self.folder = Path(cache_dir)
         steps = []
         for step in transform.transforms:
             if isinstance(step, RandomizableTrait) or not isinstance(step, Transform):
@@ -84,9 +86,10 @@ class FileCacheDataset(PersistentDataset):
 
     def _cachecheck(self, item_transformed: dict[str, Any]) -> Any:
         name = fingerprint(self.transform_hash, _state_of(item_transformed))
-        path = Path(str(self.cache_dir)) / f"{name}.pt"
+        path = self.folder / f"{name}.pt"
         if not path.is_file():
             result = self._pre_transform(dict(item_transformed))
+            self.folder.mkdir(parents=True, exist_ok=True)
             replace(path, lambda beside: torch.save(_plain(result), beside))
         return torch.load(path, weights_only=True, mmap=True)
 

@@ -50,7 +50,9 @@ def files_in(folder):
 
 def test_two_runs_of_one_config_share_a_file_and_another_spacing_gets_its_own(cases, tmp_path):
     cache = tmp_path / "cache"
-    first = scan_of(cached_dataset(cases, pipeline(), cache_dir=str(cache)))
+    dataset = cached_dataset(cases, pipeline(), cache_dir=str(cache))
+    assert not cache.exists()  # a run that is refused leaves no trace
+    first = scan_of(dataset)
     written = files_in(cache)
     assert len(written) == 1
     scan_of(cached_dataset(cases, pipeline(), cache_dir=str(cache)))
