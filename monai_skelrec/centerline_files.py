@@ -69,8 +69,8 @@ def class_centerlines(
     Args:
         label: class indices, shape (H, W) or (H, W, D).
         class_names: name of each class, background first.
-        affine: from array indices to RAS+ millimetres, shape (4, 4), as nibabel's. None, for pictures: rows and columns
-            count pixels, first index first, and no axis is turned.
+        affine: from array indices to RAS+ millimetres, shape (4, 4), as nibabel's. Pictures have none: None, or what
+            is not (4, 4), leaves array indices as they are, third coordinate 0, in pixels.
 
     Returns:
         One for each class that is there, in ascending order.
@@ -81,8 +81,9 @@ def class_centerlines(
     highest = int(label.max(initial=0))
     if highest >= len(class_names):
         raise ValueError(f"the label map holds class {highest}, but there are {len(class_names)} class names.")
-    spacing = None if affine is None else voxel_size(affine)[: label.ndim]
-    to_lps = np.eye(4) if affine is None else np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.asarray(affine, dtype=float)
+    is_placed = affine is not None and np.shape(affine) == (4, 4)
+    spacing = voxel_size(np.asarray(affine))[: label.ndim] if is_placed else None
+    to_lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.asarray(affine, dtype=float) if is_placed else np.eye(4)
     found = []
     for index, box in enumerate(ndimage.find_objects(label) if highest else (), start=1):
         if box is None:
@@ -284,9 +285,9 @@ def _trees(graph: CenterlineGraph) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(orders), parent
 
 
-def swc_name(scan: str, centerline: ClassCenterline) -> str:
+def swc_name(scan: str, index: int, class_name: str) -> str:
     """File name of a scan's class: its index, and its name without what a file system may refuse."""
-    return f"{scan}_{centerline.index:02d}_{re.sub(r'[^A-Za-z0-9]+', '-', centerline.name).strip('-')}.swc"
+    return f"{scan}_{index:02d}_{re.sub(r'[^A-Za-z0-9]+', '-', class_name).strip('-')}.swc"
 
 
 def _lone_points(graph: CenterlineGraph) -> np.ndarray:

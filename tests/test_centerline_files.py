@@ -247,15 +247,15 @@ def read_swc(path):
 def test_swc_holds_trees_whose_parents_come_first(case):
     label, lines, image, folder = case
     for line in lines:
-        write_swc(folder / swc_name("scan", line), line)
+        write_swc(folder / swc_name("scan", line.index, line.name), line)
     assert sorted(path.name for path in folder.glob("*.swc")) == [
         "scan_01_trunk.swc",
         "scan_02_R-branch.swc",
         "scan_03_ring-dot.swc",
     ]
     for line in lines:
-        text = (folder / swc_name("scan", line)).read_text()
-        rows = read_swc(folder / swc_name("scan", line))
+        text = (folder / swc_name("scan", line.index, line.name)).read_text()
+        rows = read_swc(folder / swc_name("scan", line.index, line.name))
         assert "LPS" in text and "millimetres" in text
         np.testing.assert_array_equal(rows[:, 0], np.arange(1, len(rows) + 1))
         assert (rows[:, 6] < rows[:, 0]).all()
@@ -272,10 +272,11 @@ def test_swc_holds_trees_whose_parents_come_first(case):
         assert length == pytest.approx(line.length_mm, abs=1e-2)
 
 
-def test_a_picture_without_affine_counts_pixels():
+@pytest.mark.parametrize("affine", [None, np.eye(3)], ids=["none", "identity"])
+def test_a_picture_counts_pixels(affine):
     label = np.zeros((6, 8), np.uint8)
     label[2, 1:7] = 1
-    (line,) = class_centerlines(label, ["background", "crack"])
+    (line,) = class_centerlines(label, ["background", "crack"], affine)
     assert set(map(tuple, line.points_mm.tolist())) == {(2.0, float(column), 0.0) for column in range(1, 7)}
     assert line.length_mm == 5 and set(line.radii_mm) == {1}
 
