@@ -34,6 +34,7 @@ pil_image, _ = optional_import("PIL.Image")
 _CONTEXT = 0.08  # share of the foreground's extent that is drawn around it
 _RED, _WHITE, _BLACK = "#ff2b2b", "#ffffff", "#000000"
 _DPI = 100
+_MANY = (600, 12)  # points, and rings or squares
 
 
 @dataclass(frozen=True)
@@ -211,9 +212,11 @@ def draw_marks(axes: Any, view: View) -> None:
     """Mark the faults of a view on matplotlib axes that show one of its panels."""
     for kind, mark in MARKS.items():
         points = view.marks[kind]
+        # of many marks each is smaller, or nothing else would be seen
+        width = mark.size * (0.6 if len(points) > _MANY[mark.line > 0 and mark.shape != "x"] else 1)
         # first the rims of all marks, then the marks: a row of dots reads as a line with a rim
         for order, (colour, more) in enumerate(((mark.rim, 1.4), (mark.colour, 0.0))):
-            size = (mark.size + (0 if mark.line else more)) ** 2
+            size = (width + (0 if mark.line else more)) ** 2
             drawn = {"s": size, "marker": mark.shape, "linewidths": mark.line + more if mark.line else 0}
             drawn |= (
                 {"color": colour}

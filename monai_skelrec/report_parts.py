@@ -28,7 +28,7 @@ def conventions_of(measures: Sequence[Measure]) -> Html:
         better = "higher is better" if measure.higher_is_better else "lower is better"
         unit = {"": "share, 0 to 1", "count": "number", "mm": "mm"}.get(measure.unit, measure.unit)
         rows.append((measure.heading, f"{unit}; {better}", sentence(measure.convention), sentence(measure.absent)))
-    of_all = definitions({sentence(what, "") or what: sentence(how) for what, how in CONVENTIONS.items()})
+    of_all = definitions({what: sentence(how) for what, how in CONVENTIONS.items()})
     headings = ("Measure", "Unit", "What it is", "A class in one of the two maps only")
     return join([of_all, table("Measures of this report", headings, rows, words=(1, 2, 3))])
 
@@ -71,7 +71,7 @@ def provenance() -> dict[str, Any]:
 def sentence(words: str, end: str = ".") -> str:
     """Words that begin with a capital and end with a full stop, or with ``end``."""
     words = words.strip()
-    return words[:1].upper() + words[1:] + (end if words and words[-1] not in ".!?" else "")
+    return words[:1].upper() + words[1:] + (end if words and words[-1] not in ".!?" and words != "0" else "")
 
 
 def count(number: int, what: str) -> str:

@@ -192,3 +192,16 @@ def test_no_pictures_need_no_matplotlib(arguments, monkeypatch):
     assert draw_cases(**arguments, limit=0) == []
     with pytest.raises(ImportError, match="evaluate with --pictures 0"):
         draw_cases(**arguments, limit=1)
+
+
+def test_of_many_breaks_each_ring_is_smaller(tmp_path):
+    """The 14th break of a comb of tubes takes less red than the first: 13 small rings cover less than 13 large ones."""
+    comb = np.zeros((20, 90, 5), dtype=np.uint8)
+    for tooth in range(14):
+        comb[2:18, 6 * tooth + 3 : 6 * tooth + 6, 1:4] = 1
+    pixels_of = []
+    for number in (1, 12, 14):
+        pred = comb.copy()
+        pred[9:12, : 6 * number + 1] = 0
+        pixels_of.append(red(pixels(draw(tmp_path, pred, reference=comb))))
+    assert pixels_of[0] < pixels_of[2] < pixels_of[1]
