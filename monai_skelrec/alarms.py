@@ -100,11 +100,14 @@ def classes_with_tube(target: torch.Tensor, n_classes: int) -> torch.Tensor:
     """Which classes have a tube in a batch; boolean, shape (n_classes,).
 
     Args:
-        target: label and its tubed skeleton stacked on the channel axis, class indices, shape B2H[WD].
+        target: label and its tubed skeleton stacked on the channel axis, in any of the forms that
+            :py:class:`monai_skelrec.DiceCESkeletonRecallLoss` takes.
         n_classes: background included.
     """
-    tube = convert_to_tensor(target, track_meta=False)[:, 1]
-    return torch.bincount(tube.reshape(-1).long(), minlength=n_classes)[:n_classes] > 0
+    target = convert_to_tensor(target, track_meta=False)
+    if target.shape[1] > 2:  # a channel of 0 and 1 a class
+        return target[:, -n_classes:].transpose(0, 1).reshape(n_classes, -1).any(1)
+    return torch.bincount(target[:, 1].reshape(-1).long(), minlength=n_classes)[:n_classes] > 0
 
 
 def names_of(batch: Mapping[str, Any]) -> list[str]:

@@ -39,7 +39,9 @@ __all__ = [
     "refuse_unknown_names",
     "root_cause",
     "running_config",
+    "running_workflow",
     "show_root_cause",
+    "write_yaml",
 ]
 
 # what a task file may say, and what a run hands on to evaluation and inference in its task.yaml
@@ -163,8 +165,11 @@ def _print_root_cause_last(kind: type[BaseException], error: BaseException, trac
     traceback.print_exception(kind, error, trace)
     if not issubclass(kind, KeyboardInterrupt):
         if "TORCHELASTIC_ERROR_FILE" in os.environ:
-            # torchrun ends the other processes, and prints the cause of the first failure in its summary
-            get_error_handler().record_exception(RuntimeError(root_cause(error)))
+            # torchrun ends the other processes, and prints the first failure in its summary
+            try:
+                raise RuntimeError(root_cause(error)) from None
+            except RuntimeError as cause:
+                get_error_handler().record_exception(cause)
         sys.stderr.write(f"\nError: {root_cause(error)}\n")
 
 
@@ -265,7 +270,7 @@ def open_run(output_dir: str, resume: bool = False) -> None:
     folder = Path(output_dir)
     if not resume and any((folder / name).exists() for name in (WEIGHTS, LAST, PREVIOUS)):
         raise FileExistsError(f"{output_dir!r} holds a run already; take another --output_dir, or --resume True.")
-    parser = _running_parser()
+    parser = running_workflow().parser
     merged = cast(dict[str, Any], parser.config)
     config = {key: value for key, value in merged.items() if key != ConfigParser.meta_key}
     facts = {key: config[key] for key in (*FACTS, *SPLIT) if key in config}
@@ -282,8 +287,8 @@ def open_run(output_dir: str, resume: bool = False) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     # whoever trains with it again starts anew
-    _write_yaml(folder / CONFIG, {**config, "resume": False}, "# The configuration of this run, merged and as run.")
-    _write_yaml(
+    write_yaml(folder / CONFIG, {**config, "resume": False}, "# The configuration of this run, merged and as run.")
+    write_yaml(
         folder / TASK, facts, "# Facts of the task and of this run: lay it over evaluate.yaml or inference.json."
     )
     log = logging.FileHandler(folder / _LOG, encoding="utf-8")
@@ -308,21 +313,32 @@ def running_config() -> dict[str, Any]:
     Raises:
         RuntimeError: when it is not called from a bundle workflow.
     """
-    return dict(cast(dict[str, Any], _running_parser().config))
+    return dict(cast(dict[str, Any], running_workflow().parser.config))
 
 
-def _running_parser() -> ConfigParser:
-    """Holder of the merged configuration; MONAI hands an expression no other way to it."""
+def running_workflow() -> ConfigWorkflow:
+    """The workflow that is running; MONAI hands a step of it no other way to the configuration.
+
+    Raises:
+        RuntimeError: when it is not called from a bundle workflow.
+    """
     frame = inspect.currentframe()
     while frame is not None:
         workflow = frame.f_locals.get("self")
         if isinstance(workflow, ConfigWorkflow):
-            return cast(ConfigParser, workflow.parser)
+            return workflow
         frame = frame.f_back
     raise RuntimeError("this must be called by an expression of a bundle's config.")
 
 
-def _write_yaml(path: Path, content: Mapping[str, Any], heading: str) -> None:
+def write_yaml(path: Path, content: Mapping[str, Any], heading: str) -> None:
+    """Write a configuration below a line of comment.
+
+    Args:
+        path: of the file.
+        content: values that YAML knows; others become their text.
+        heading: the comment.
+    """
     text = yaml.safe_dump(_plain(content), sort_keys=False, allow_unicode=True, width=120)
     replace(path, lambda beside: beside.write_text(f"{heading}\n{text}", encoding="utf-8"))
 

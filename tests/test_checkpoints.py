@@ -104,6 +104,62 @@ def test_nothing_to_resume_and_another_network_are_named(tmp_path):
         checkpoints.resume_run(longer.checkpoints, longer.trainer)
 
 
+def test_run_killed_before_its_first_checkpoint_starts_again_and_says_so(tmp_path, caplog):
+    (tmp_path / "config.yaml").touch()
+    (tmp_path / "model.pt").touch()  # killed between the two files of the first epoch
+    toy = Toy(tmp_path, epochs=2)
+    checkpoints.resume_run(toy.checkpoints, toy.trainer)
+    assert "was stopped before the end of its first epoch: it starts from the beginning" in caplog.text
+    assert toy.trainer.state.epoch == 0 and checkpoints.finished_epochs(tmp_path) == 0
+    toy.run()
+    assert checkpoints.finished_epochs(tmp_path) == 2
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut off"])
+def test_previous_checkpoint_stands_in_for_the_last_one(damage, tmp_path, caplog):
+    Toy(tmp_path, epochs=5).run(until=3)
+    if damage == "missing":  # killed between two renames
+        (tmp_path / "last.pt").unlink()
+    else:
+        (tmp_path / "last.pt").write_bytes((tmp_path / "last.pt").read_bytes()[:500])
+    toy = Toy(tmp_path, epochs=5)
+    checkpoints.resume_run(toy.checkpoints, toy.trainer)
+    assert toy.trainer.state.epoch == 2
+    assert ("previous.pt is taken instead" in caplog.text) == (damage == "cut off")
+
+
+def test_state_of_the_loss_scaler_is_resumed(tmp_path):
+    def scaler():
+        return torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
+
+    stopped = Toy(tmp_path, epochs=4)
+    stopped.trainer.scaler = scaler()
+    stopped.trainer.scaler.scale(torch.ones(1))
+    stopped.trainer.scaler.update(32.0)
+    stopped.run(until=2)
+    resumed = Toy(tmp_path, epochs=4)
+    checkpoints.resume_run(resumed.checkpoints, resumed.trainer)
+    resumed.trainer.scaler = scaler()  # as MONAI does when the run begins
+    resumed.run()
+    assert stopped.trainer.scaler.get_scale() == resumed.trainer.scaler.get_scale() == 32.0
+
+
+def test_weights_that_are_not_finite_are_not_written(tmp_path):
+    toy = Toy(tmp_path, epochs=2).run()
+    before = (tmp_path / "last.pt").read_bytes()
+    with torch.no_grad():
+        toy.network.weight[:] = float("nan")
+    with pytest.raises(ValueError, match=r"not finite after epoch 2 \(weight and 0 more\): nothing was written"):
+        toy.checkpoints(toy.trainer)
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_other_processes_than_the_first_write_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "is_first", lambda: False)
+    Toy(tmp_path, epochs=2).run()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     toy = Toy(tmp_path, epochs=2).run()
     before = (tmp_path / "last.pt").read_bytes()

@@ -1,0 +1,86 @@
+"""All steps, once a fold: every fold is trained, all held-out cases are scored together, the networks are joined."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from monai.bundle import ConfigParser
+
+from .checkpoints import CONFIG, finished_epochs
+from .ensembles import write_ensemble
+from .workflows import TASK, running_workflow, write_yaml
+
+__all__ = ["cross_validate"]
+
+# what evaluation takes over from the configuration of the training
+_SHARED = ("bundle_root", "dataset_dir", "overlap", "sw_batch_size", "amp", "device")
+
+
+def cross_validate(output_dir: str, folds: int, epochs: int, processes: int = 1) -> None:
+    """Train every fold, score the union of their held-out cases, and write the ensemble of their networks.
+
+    Each fold is a run of its own, in a process of its own, and may be trained beforehand or elsewhere by ``run training
+    --fold K --output_dir <output_dir>/fold_K``. Called again, finished folds are left alone and the one that was
+    stopped goes on.
+
+    Args:
+        output_dir: gets ``config.yaml``, ``fold_0/`` ... (runs), ``evaluation/`` (label maps, scores, pictures) and
+            ``ensemble/`` (see :py:func:`monai_skelrec.ensembles.write_ensemble`).
+        folds: how many.
+        epochs: of each.
+        processes: that train a fold together, see ``multi_gpu_train.yaml``.
+
+    Raises:
+        RuntimeError: when a fold, or the scoring, ended with an error, which stands above; or when it is not called
+            from a bundle workflow.
+    """
+    workflow, folder = running_workflow(), Path(output_dir)
+    configs = Path(workflow.config_root_path)
+    config = cast(dict[str, Any], workflow.parser.config)
+    merged = {name: value for name, value in config.items() if name != ConfigParser.meta_key}
+    runs = [folder / f"fold_{fold}" for fold in range(folds)]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_yaml(folder / CONFIG, merged, "# The configuration of every fold; fold and output_dir are set for each.")
+
+    multi_gpu = [configs / "multi_gpu_train.yaml"] * (processes > 1)
+    for fold, run in enumerate(runs):
+        if finished_epochs(run) >= epochs:
+            continue
+        knobs = {"fold": fold, "output_dir": run, "resume": (run / CONFIG).is_file()}
+        files = [configs / "train.yaml", folder / CONFIG, *multi_gpu]
+        _run("training", files, knobs, processes, f"fold {fold}")
+
+    scores = folder / "evaluation"
+    shared = {name: merged[name] for name in _SHARED if name in merged}
+    multi_gpu = [configs / "multi_gpu_evaluate.yaml"] * (processes > 1)
+    for fold, run in enumerate(runs):
+        # several processes find a device each
+        knobs = {k: v for k, v in shared.items() if k != "device" or processes == 1} | {"output_dir": scores}
+        files = [configs / "evaluate.yaml", run / TASK, *multi_gpu, configs / "cross_validation.yaml"]
+        _run("predicting", files, knobs, processes, f"prediction of fold {fold}")
+    files = [configs / "evaluate.yaml", runs[0] / TASK, configs / "cross_validation.yaml"]
+    _run("scoring", files, {**shared, "fold": "all", "output_dir": scores}, 1, "scoring")
+    write_ensemble([str(run) for run in runs], str(folder / "ensemble"))
+
+
+def _run(run_id: str, files: list[Path], knobs: Mapping[str, Any], processes: int, what: str) -> None:
+    """One bundle command in a process of its own, which gives all its memory back; what it prints is seen."""
+    command = [sys.executable, "-m"]
+    if processes > 1:
+        command += ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
+    command += ["monai.bundle", "run", run_id, "--config_file", str([str(file) for file in files])]
+    for name, value in knobs.items():
+        command += [f"--{name}", str(value)]
+    # it finds the packages that this process found
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(command, env=environment, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(
+            f"{what} ended with code {done.returncode}, its error stands above; mend its cause and give the same "
+            "command again: finished folds are not trained twice."
+        )
