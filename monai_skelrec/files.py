@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 __all__ = ["remove_unfinished", "replace"]
 
@@ -20,7 +21,7 @@ def replace(path: Path, write: Callable[[Path], Any], keep: Path | None = None) 
         write: writes to the path that it is given, which lies in the same folder.
         keep: where the old file goes; between two renames it is there and ``path`` is not. None: it is overwritten.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         write(beside)
         _flush(beside)

@@ -47,6 +47,11 @@ def epochs_of(run):
     return 0
 
 
+def written(run):
+    """When the last checkpoint was."""
+    return (run / "last.pt").stat().st_mtime_ns if (run / "last.pt").exists() else 0
+
+
 @pytest.mark.slow
 def test_run_killed_ten_times_equals_one_that_was_left_alone(tmp_path):
     data = write_data("folder_2d", tmp_path / "data", count=4)
@@ -60,9 +65,15 @@ def test_run_killed_ten_times_equals_one_that_was_left_alone(tmp_path):
     epoch = (time.perf_counter() - began - ready) / (EPOCHS - 1)
 
     run, moments, reached = tmp_path / "killed", random.Random(0), [0]
-    for _ in range(KILLS):
+    for kill in range(KILLS):
         process = start(data, run, (run / "config.yaml").is_file())
-        process.join(moments.uniform(0.4 * ready, ready + 2 * epoch))
+        if kill % 2:  # an epoch or two after it went on
+            before = written(run)
+            while written(run) == before:
+                time.sleep(0.02)
+            process.join(moments.uniform(0, 2 * epoch))
+        else:  # while it starts, or goes on
+            process.join(moments.uniform(0, 1.2 * ready))
         assert process.exitcode is None
         process.kill()
         process.join()
