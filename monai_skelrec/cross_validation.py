@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from monai.bundle import ConfigParser
 
-from .checkpoints import CONFIG, finished_epochs
+from .checkpoints import CONFIG, WEIGHTS, finished_epochs
 from .ensembles import write_ensemble
 from .workflows import TASK, running_workflow, write_yaml
 
@@ -64,7 +64,9 @@ def cross_validate(output_dir: str, folds: int, epochs: int, processes: int = 1)
         files = [configs / "evaluate.yaml", run / TASK, *multi_gpu, configs / "cross_validation.yaml"]
         _run("predicting", files, knobs, processes, f"prediction of fold {fold}")
     files = [configs / "evaluate.yaml", runs[0] / TASK, configs / "cross_validation.yaml"]
-    _run("scoring", files, {**shared, "fold": "all", "output_dir": scores}, 1, "scoring")
+    # nothing is loaded any more; the report shall name the weights of every fold
+    knobs = {**shared, "fold": "all", "output_dir": scores, "checkpoint": folder.resolve() / "fold_*" / WEIGHTS}
+    _run("scoring", files, knobs, 1, "scoring")
     write_ensemble([str(run) for run in runs], str(folder / "ensemble"))
 
 

@@ -15,7 +15,11 @@ from monai_skelrec import write_phantoms
 from monai_skelrec.workflows import refuse_unknown_names
 
 ROOT = Path(__file__).parents[1]
-PAGES = {"README.md": ROOT, "bundle/docs/README.md": ROOT / "bundle"}  # page: where its commands are started
+PAGES = {
+    "README.md": ROOT,
+    "bundle/docs/README.md": ROOT / "bundle",
+    "bundle/docs/scale.md": ROOT / "bundle",
+}  # page: where its commands are started
 SMALL = {
     "epochs": 1,
     "iterations_per_epoch": 1,
