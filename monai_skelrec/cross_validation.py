@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -60,10 +61,11 @@ def cross_validate(output_dir: str, folds: int, epochs: int, processes: int = 1)
     multi_gpu = [configs / "multi_gpu_evaluate.yaml"] * (processes > 1)
     for fold, run in enumerate(runs):
         # several processes find a device each
-        knobs = {k: v for k, v in shared.items() if k != "device" or processes == 1} | {"output_dir": scores}
+        knobs = {k: v for k, v in shared.items() if k != "device" or processes == 1} | {"output_dir": scores / run.name}
         files = [configs / "evaluate.yaml", run / TASK, *multi_gpu, configs / "cross_validation.yaml"]
         _run("predicting", files, knobs, processes, f"prediction of fold {fold}")
     files = [configs / "evaluate.yaml", runs[0] / TASK, configs / "cross_validation.yaml"]
+        shutil.copytree(scores / run.name / "predictions", scores / "predictions", dirs_exist_ok=True)
     # nothing is loaded any more; the report shall name the weights of every fold
     knobs = {**shared, "fold": "all", "output_dir": scores, "checkpoint": folder.resolve() / "fold_*" / WEIGHTS}
     _run("scoring", files, knobs, 1, "scoring")
