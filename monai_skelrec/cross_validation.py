@@ -64,8 +64,8 @@ def cross_validate(output_dir: str, folds: int, epochs: int, processes: int = 1)
         knobs = {k: v for k, v in shared.items() if k != "device" or processes == 1} | {"output_dir": scores / run.name}
         files = [configs / "evaluate.yaml", run / TASK, *multi_gpu, configs / "cross_validation.yaml"]
         _run("predicting", files, knobs, processes, f"prediction of fold {fold}")
-    files = [configs / "evaluate.yaml", runs[0] / TASK, configs / "cross_validation.yaml"]
         shutil.copytree(scores / run.name / "predictions", scores / "predictions", dirs_exist_ok=True)
+    files = [configs / "evaluate.yaml", runs[0] / TASK, configs / "cross_validation.yaml"]
     # nothing is loaded any more; the report shall name the weights of every fold
     knobs = {**shared, "fold": "all", "output_dir": scores, "checkpoint": folder.resolve() / "fold_*" / WEIGHTS}
     _run("scoring", files, knobs, 1, "scoring")
