@@ -1,0 +1,93 @@
+"""Step "image -> logits": MONAI's sliding window, each window seen in its mirror images as well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import chain, combinations
+from typing import Any
+
+import torch
+from monai.inferers import SlidingWindowInferer
+
+__all__ = ["MirroringInferer", "mirror_images", "mirrored"]
+
+
+def mirror_images(mirror_axes: Sequence[int], spatial_dims: int) -> list[tuple[int, ...]]:
+    """Every set of axes along which a batch is flipped, the empty one first; 2 to the power of the number of axes.
+
+    Args:
+        mirror_axes: spatial axes, 0 for the first after the channel.
+        spatial_dims: of the batch.
+
+    Returns:
+        Axes of a BCH[WD] tensor.
+
+    Raises:
+        ValueError: when an axis is none of the batch's, or stands there twice.
+
+    Example:
+        >>> mirror_images([0, 1], spatial_dims=2)
+        [(), (2,), (3,), (2, 3)]
+    """
+    axes = [int(axis) for axis in mirror_axes]
+    if len(set(axes)) < len(axes) or not set(axes) <= set(range(spatial_dims)):
+        raise ValueError(f"mirror_axes must be axes 0 to {spatial_dims - 1}, each once, got {list(mirror_axes)}.")
+    shifted = [axis + 2 for axis in axes]
+    return list(chain.from_iterable(combinations(shifted, number) for number in range(len(axes) + 1)))
+
+
+def mirrored(network: Callable[..., torch.Tensor], mirror_axes: Sequence[int]) -> Callable[..., torch.Tensor]:
+    r"""Test-time augmentation by flips: the mean of a network's logits over all mirror images.
+
+    .. math::
+        \frac{1}{|F|} \sum_{f \in F} f^{-1}(\mathrm{network}(f(x)))
+
+    with F all combinations of flips along ``mirror_axes``. The mean is of logits, as nnU-Net's is, so that overlapping
+    windows, mirror images and resampling all average the same quantity. A left class that is not the right one must not
+    be mirrored: leave that axis out.
+
+    Args:
+        network: BCH[WD] -> BNH[WD].
+        mirror_axes: spatial axes, 0 for the first; empty: ``network`` itself.
+
+    Returns:
+        Takes and returns what ``network`` does.
+    """
+    if not mirror_axes:
+        return network
+
+    def predict(windows: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        flips = mirror_images(mirror_axes, windows.ndim - 2)
+        total = network(windows, *args, **kwargs).clone()
+        for axes in flips[1:]:
+            total += network(windows.flip(axes), *args, **kwargs).flip(axes)
+        return total / len(flips)
+
+    return predict
+
+
+class MirroringInferer(SlidingWindowInferer):
+    """MONAI's SlidingWindowInferer over :py:func:`mirrored` windows.
+
+    Args:
+        mirror_axes: spatial axes, 0 for the first after the channel; the time grows by 2 to the power of their number.
+        args: as SlidingWindowInferer.
+        kwargs: as SlidingWindowInferer.
+    """
+
+    def __init__(self, *args: Any, mirror_axes: Sequence[int] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.mirror_axes = tuple(mirror_axes)
+
+    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """
+        Args:
+            inputs: image, shape BCH[WD].
+            network: BCH[WD] -> BNH[WD].
+            args: handed to the network.
+            kwargs: handed to the network.
+
+        Returns:
+            Logits, shape BNH[WD].
+        """
+        return super().__call__(inputs, mirrored(network, self.mirror_axes), *args, **kwargs)

@@ -1,0 +1,63 @@
+"""Mirror images of a window, averaged: against an explicit loop, and what must hold for any network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.inferers import SlidingWindowInferer
+
+from monai_skelrec.inferers import MirroringInferer, mirror_images, mirrored
+
+
+def network(dims=3):
+    torch.manual_seed(0)
+    return (torch.nn.Conv3d if dims == 3 else torch.nn.Conv2d)(1, 3, 3, padding=1).requires_grad_(False)
+
+
+def test_every_combination_of_flips_once():
+    assert mirror_images([0, 2], 3) == [(), (2,), (4,), (2, 4)]
+    assert len(mirror_images([0, 1, 2], 3)) == 8
+
+
+def test_mirrored_logits_are_the_mean_of_an_explicit_loop():
+    net, x = network(), torch.rand(2, 1, 5, 6, 7)
+    loop = [net(x), net(x.flip(2)).flip(2), net(x.flip(4)).flip(4), net(x.flip(4).flip(2)).flip(2).flip(4)]
+    torch.testing.assert_close(mirrored(net, [0, 2])(x), sum(loop) / 4)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_mirroring_the_image_mirrors_the_logits_on_mirrored_axes_only(axis):
+    predict, x = mirrored(network(2), [1]), torch.rand(1, 1, 6, 8)
+    straight, turned = predict(x), predict(x.flip(axis + 2)).flip(axis + 2)
+    assert torch.allclose(straight, turned, atol=1e-6) == (axis == 1)
+
+
+def test_no_axes_leave_the_network_alone():
+    net = network()
+    assert mirrored(net, []) is net
+
+
+def test_input_and_network_output_are_left_alone():
+    x = torch.rand(1, 1, 4, 4)
+    kept, seen = x.clone(), []
+
+    def net(windows):
+        seen.append(windows * 2)
+        return seen[-1]
+
+    torch.testing.assert_close(mirrored(net, [0])(x), 2 * x)
+    assert torch.equal(x, kept) and torch.equal(seen[0], 2 * x)
+
+
+def test_inferer_mirrors_each_window():
+    net, x = network(), torch.rand(1, 1, 12, 10, 9)
+    options = {"roi_size": (6, 6, 6), "overlap": 0.5, "mode": "gaussian"}
+    ours = MirroringInferer(mirror_axes=[0, 1], **options)(x, net)
+    torch.testing.assert_close(ours, SlidingWindowInferer(**options)(x, mirrored(net, [0, 1])))
+    assert not torch.allclose(ours, SlidingWindowInferer(**options)(x, net))
+
+
+@pytest.mark.parametrize("axes", [[3], [-1], [0, 0]])
+def test_axes_that_do_not_exist_are_refused(axes):
+    with pytest.raises(ValueError, match="mirror_axes must be axes 0 to 2, each once"):
+        mirrored(network(), axes)(torch.rand(1, 1, 4, 4, 4))
