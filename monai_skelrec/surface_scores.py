@@ -1,15 +1,13 @@
-"""Step "label map -> scores", the mathematics: distances between the surfaces of boolean masks, by MONAI."""
+"""Step "label map -> scores", the mathematics: distances between surfaces of boolean masks, as MONAI defines them."""
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
-from typing import Any, cast
 
 import numpy as np
-import torch
-from monai.metrics.utils import get_edge_surface_distance
+
+from .surface_distances import distances_both_ways, surface
 
 __all__ = ["diagonal", "surface_distances"]
 
@@ -27,7 +25,8 @@ def surface_distances(
         HD_{95} = \max(P_{95}(d_p), P_{95}(d_r)), \quad ASSD = mean(d_p \cup d_r)
 
     where :math:`P_{95}` is the 95th percentile, interpolated. These are MONAI's ``compute_hausdorff_distance`` with
-    ``percentile=95`` and ``compute_average_surface_distance`` with ``symmetric=True``, from one search instead of two.
+    ``percentile=95`` and ``compute_average_surface_distance`` with ``symmetric=True`` (which round to float32), from
+    one search instead of two and without a warning for every call.
     Where one mask is empty MONAI's Hausdorff distance is infinite (NaN with a percentile) and so is its surface
     distance; an infinite score would spoil every mean, and a NaN would drop the failure from it.
 
@@ -43,17 +42,8 @@ def surface_distances(
     empty = [not mask.any() for mask in (pred, reference)]
     if any(empty):
         return (math.nan, math.nan) if all(empty) else (absent, absent)
-    with warnings.catch_warnings():
-        # MONAI's own call of a function of its own that it has deprecated
-        warnings.simplefilter("ignore")
-        _, found, _ = get_edge_surface_distance(
-            cast(Any, torch.from_numpy(np.ascontiguousarray(pred))),
-            cast(Any, torch.from_numpy(np.ascontiguousarray(reference))),
-            spacing=None if spacing is None else [float(edge) for edge in spacing],
-            symmetric=True,
-        )
-    # NumPy's percentile has no limit of 2^24 values, as torch's has
-    directed = [distances.double().numpy() for distances in found]
+    surfaces = [surface(mask, connectivity=1, edge=True) for mask in (pred, reference)]
+    directed = distances_both_ways(surfaces[0], surfaces[1], spacing)
     return max(float(np.percentile(each, 95)) for each in directed), float(np.concatenate(directed).mean())
 
 
