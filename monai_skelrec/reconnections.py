@@ -122,7 +122,7 @@ def find_links(
             continue
         wide = tuple(slice(max(side.start - step, 0), side.stop + step) for side, step in zip(box, reach))
         offset = np.array([side.start for side in wide])
-        ways = _ways(label[wide], probabilities[index][wide], index, max_gap, size)
+        ways = _ways(label[wide], probabilities[index][wide].astype(np.float32), index, max_gap, size)
         found += [
             Link(index, link.fragments, link.path + offset, link.radii, link.gap, link.probability)
             for link in ways
