@@ -1,4 +1,4 @@
-"""What all rival losses share: targets, classes, ignored voxels, empty cases, precision, and the line that selects one."""
+"""What all rival losses share: targets, classes, ignored voxels, empty cases, precision, the line that selects one."""
 
 from __future__ import annotations
 
