@@ -57,7 +57,7 @@ def plan_memory(
 
     Example:
         >>> plan_memory((1024, 1024, 800), (1024, 1024, 800), (192, 160, 80), classes=14, max_memory_gb=11)
-        Plan(axis=2, tile_axis=0, tiles=2, memory_gb=10.2)
+        Plan(axis=2, tile_axis=0, tiles=1, memory_gb=10.1)
     """
     scan, image = (float(np.prod(shape)) for shape in (scan_shape, network_shape))
     # scan and resampled image; then the image, its normalised copy and one for arithmetic between them

@@ -235,27 +235,33 @@ def _segment(
     """One scan from its file to its label map and all that comes with it."""
     began = time.time()
     remove_unfinished(target)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".probabilities.") as folder:
+    on_disk = target.with_name(f".{target.name}.probabilities")  # a name that remove_unfinished knows
 
-        def on_disk(shape: tuple[int, ...]) -> np.ndarray:
-            return np.lib.format.open_memmap(Path(folder) / "probabilities.npy", "w+", np.float16, shape)
+    def make(shape: tuple[int, ...]) -> np.ndarray:
+        return np.lib.format.open_memmap(on_disk, "w+", np.float16, shape)
 
-        def load() -> Loaded:
-            return read(scan)
+    def load() -> Loaded:
+        return read(scan)
 
-        labels, affine, shares, plan, warnings = segmenter(load, on_disk if probabilities else None)
+    try:
+        labels, affine, shares, plan, warnings = segmenter(load, make if probabilities else None)
         for correct in corrections:
             labels = correct(labels=labels, affine=affine, probabilities=shares)
         values = np.asarray(label_values, np.uint8 if max(label_values) < 256 else np.uint16)
         write_label_map(target, values[labels], affine, scan.path)
+        about = target.stat()
         numbers: dict[str, Any] = {}
         for output in outputs:
             numbers |= output(
                 name=scan.name, labels=labels, affine=affine, probabilities=shares, output_dir=target.parent, load=load
             )
+    finally:
+        on_disk.unlink(missing_ok=True)
     if not labels.any():
         warnings.append("nothing was found in it: the label map is background only")
-    about = target.stat()
+    now = target.stat()
+    if (about.st_size, about.st_mtime_ns) != (now.st_size, now.st_mtime_ns):
+        raise ValueError(f"an output wrote over the label map {target.name}; set another output_ext.")
     return {
         "status": "done",
         "label_map": target.name,

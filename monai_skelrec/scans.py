@@ -207,12 +207,11 @@ def _told_apart(scans: list[Scan]) -> list[Scan]:
     parts = {scan: Path(scan.path).absolute().parent.parts[1:] for scan in scans}
     names = {scan: scan.name for scan in scans}
     for depth in range(1, 1 + max(len(each) for each in parts.values())):
-        doubled = _doubled(names)
-        if not doubled:
-            break
+        before = dict(names)
+        doubled = _doubled(before)
         for scan in doubled:
             # of two files in one folder the folder says nothing
-            rivals = [other for other in doubled if names[other] == names[scan]]
+            rivals = [other for other in doubled if before[other] == before[scan]]
             if len({parts[other] for other in rivals}) > 1 and len(parts[scan]) >= depth:
                 names[scan] = f"{parts[scan][-depth]}_{names[scan]}"
     for scan in _doubled(names):

@@ -60,7 +60,7 @@ class Segmenter:
         classes: int,
         *,
         spacing: Sequence[float] | None = None,
-        intensity: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        intensity: Callable[[Any], Any] | None = None,
         mirror_axes: Sequence[int] = (),
         max_memory_gb: float | None = None,
     ) -> None:

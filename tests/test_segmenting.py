@@ -87,13 +87,14 @@ def test_bound_on_memory_is_kept_or_the_scan_refused():
 
 def test_tighter_bounds_need_more_tiles_up_to_a_limit():
     shape, window = (1024, 1024, 800), (192, 160, 80)
-    plans = [plan_memory(shape, shape, window, classes=14, max_memory_gb=gb) for gb in (None, 12, 11, 10.5)]
+    plans = [plan_memory(shape, shape, window, classes=60, max_memory_gb=gb) for gb in (None, 20, 15, 11)]
     assert [plan.axis for plan in plans] == [2] * 4  # 80 slices of 1024 x 1024 are the smallest buffer
     tiles, memory = [plan.tiles for plan in plans], [plan.memory_gb for plan in plans]
     assert tiles == sorted(tiles) and memory == sorted(memory, reverse=True)
-    assert all(plan.memory_gb <= gb for plan, gb in zip(plans[1:], (12, 11, 10.5)))
-    # 14 classes and the weights, 80 slices: what the ring alone takes
-    assert memory[0] > 15 * 80 * 1024 * 1024 * 4 / 1e9
+    assert all(plan.memory_gb <= gb for plan, gb in zip(plans[1:], (20, 15, 11)))
+    assert tiles[0] == 1 and len(set(tiles)) == 4
+    # 60 classes and the weights, 80 slices: what the ring alone takes
+    assert memory[0] > 61 * 80 * 1024 * 1024 * 4 / 1e9
 
 
 def test_mirroring_changes_the_label_map_of_a_network_that_is_not_symmetric():
