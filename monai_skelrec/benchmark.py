@@ -27,15 +27,23 @@ from monai.networks import one_hot
 from monai.utils import optional_import
 from tqdm import tqdm
 
+from . import baselines
 from .losses import DiceCESkeletonRecallLoss
 
-__all__ = ["LOSSES", "published_recall", "run_benchmark"]
+__all__ = ["LOSSES", "RIVALS", "published_recall", "run_benchmark"]
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 BASELINE, OURS = "Dice + CE", "+ skeleton recall, ours"
 LOSSES = (BASELINE, OURS, "+ skeleton recall, published", "+ clDice")
-COLOURS = dict(zip(LOSSES, ("#3c4654", "#d64a28", "#e3a13b", "#3f7fbf")))
+# measured when they are named
+RIVALS = ("+ clDice, ours", "+ topo-clDice", "+ cbDice", "+ clCE", "SCNP")
+COLOURS = dict(
+    zip(
+        (*LOSSES, *RIVALS),
+        ("#3c4654", "#d64a28", "#e3a13b", "#3f7fbf", "#76b7e8", "#6a4c93", "#2a9d8f", "#8ab17d", "#b56576"),
+    )
+)
 
 LOSS_ONLY, STEP = "loss", "training step"
 DONE, NO_MEMORY = "", "out of memory"
@@ -86,6 +94,11 @@ def _loss(name: str, cldice_iterations: int) -> Loss:
         OURS: DiceCESkeletonRecallLoss(),
         LOSSES[2]: lambda x, target: dice_ce(x, target[:, :1]) + published_recall(x, target[:, 1:]),
         LOSSES[3]: lambda x, target: dice_ce(x, target[:, :1]) + cldice(x, target[:, :1]),
+        RIVALS[0]: baselines.DiceCEclDiceLoss(cldice_iterations),
+        RIVALS[1]: baselines.DiceCETopoclDiceLoss(cldice_iterations),
+        RIVALS[2]: baselines.DiceCEcbDiceLoss(cldice_iterations),
+        RIVALS[3]: baselines.DiceCEclCELoss(cldice_iterations),
+        RIVALS[4]: baselines.SCNPDiceCELoss(),
     }
     return losses[name]
 
@@ -115,11 +128,11 @@ def run_benchmark(
         classes: numbers of classes, background included.
         batch_sizes: patches a batch.
         devices: such as ``["cpu", "cuda"]``.
-        losses: of ``LOSSES``.
+        losses: of ``LOSSES`` and ``RIVALS``.
         repeats: rounds in which every loss is measured once; the median time and the largest memory count.
         memory_limit: gigabytes that a process may take on a CPU; more is "out of memory". None: no limit.
         time_limit: seconds after which a measurement is given up.
-        cldice_iterations: of the soft skeleton of clDice.
+        cldice_iterations: of the skeletons of clDice and its descendants.
         network: from the keyword ``out_channels`` to the network of the training step; None measures no step.
         step_patch_size: as ``patch_size``, for the training step.
         step_classes: as ``classes``, for the training step.
@@ -133,9 +146,9 @@ def run_benchmark(
         ValueError: when ``losses`` holds an unknown name.
         RuntimeError: when a measurement fails for another reason than memory or time.
     """
-    unknown = [name for name in losses if name not in LOSSES]
+    unknown = [name for name in losses if name not in COLOURS]
     if unknown:
-        raise ValueError(f"losses must be of {', '.join(LOSSES)}, got {', '.join(unknown)}.")
+        raise ValueError(f"losses must be of {'; '.join(COLOURS)}; got {'; '.join(unknown)}.")
     groups = [(LOSS_ONLY, d, n, b, tuple(patch_size)) for d in devices for b in batch_sizes for n in classes]
     if network is not None:
         size = tuple(step_patch_size or patch_size)
@@ -282,7 +295,7 @@ def _write_csv(rows: list[tuple[Case, Cost]], path: Path) -> None:
 def _markdown(rows: list[tuple[Case, Cost]], repeats: int) -> str:
     """A table for each kind, device and batch size; in brackets the ratio to the baseline."""
     costs = dict(rows)
-    names = [name for name in LOSSES if any(case.loss == name for case in costs)]
+    names = [name for name in COLOURS if any(case.loss == name for case in costs)]
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
     if any(case.device != "cpu" for case in costs):
         machine += f", {torch.cuda.get_device_name()}"

@@ -13,7 +13,7 @@ import torch
 from monai.networks.nets import DynUNet
 from PIL import Image
 
-from monai_skelrec.benchmark import LOSSES, published_recall, run_benchmark
+from monai_skelrec.benchmark import LOSSES, RIVALS, published_recall, run_benchmark
 from monai_skelrec.losses import SkeletonRecallLoss
 
 CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
@@ -49,6 +49,16 @@ def test_each_case_is_a_row_and_the_picture_is_drawn(tmp_path):
     assert "**training step, cpu, batch size 2, 16 x 16 x 16 voxels**" in text
     assert "(1." in text or "(0." in text
     assert Image.open(tmp_path / "benchmark.png").size == (1100, 840)
+
+
+def test_the_rivals_are_measured_when_they_are_named(tmp_path):
+    rows = measure(tmp_path, classes=[3], losses=[LOSSES[0], *RIVALS], cldice_iterations=1)
+    assert [case.loss for case, _ in rows] == [LOSSES[0], *RIVALS]
+    assert all(cost.seconds > 0 and not cost.failure for _, cost in rows)
+    assert f"| classes | {' | '.join([LOSSES[0], *RIVALS])} |" in (tmp_path / "benchmark.md").read_text()
+    # the default list, here and in the config, stays short
+    config = monai.bundle.ConfigParser.load_config_file(CONFIGS / "benchmark.yaml")
+    assert config["losses"] == list(LOSSES) and not set(LOSSES) & set(RIVALS)
 
 
 def test_the_bundle_runs_it(tmp_path, monkeypatch, capsys):
@@ -89,7 +99,7 @@ def test_a_measurement_that_cannot_be_made_is_a_row(tmp_path, limit, failure):
 
 
 def test_unknown_loss_is_named(tmp_path):
-    with pytest.raises(ValueError, match="losses must be of Dice .* got focal"):
+    with pytest.raises(ValueError, match="losses must be of Dice .*; SCNP; got focal"):
         measure(tmp_path, losses=["focal"])
 
 
