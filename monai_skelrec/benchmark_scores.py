@@ -95,7 +95,7 @@ def score_speed(
     cases = [
         ("512x512x200, a Circle of Willis in it", (512, 512, 200), (160, 140, 100), 14, naive_classes),
         ("512x512x200, filled with vessels", (512, 512, 200), (512, 512, 200), 60, 0),
-        ("512x512x512, filled with vessels", (512, 512, 512), (512, 512, 512), 120, 0),
+        ("512x512x512, filled with vessels", (512, 512, 512), (512, 512, 512), 40, 0),
     ]
     rows = []
     for what, shape, box, tubes, classes in cases:
