@@ -114,3 +114,10 @@ def test_the_three_commands_work_one_after_the_other(tmp_path, monkeypatch):
     assert len(list((tmp_path / "label maps").iterdir())) == 2
     assert (tmp_path / "evaluation" / "scores.csv").is_file()
     assert os.listdir(tmp_path / "evaluation" / "pictures")
+
+
+def test_every_module_has_its_place_in_the_readme():
+    steps = (ROOT / "README.md").read_text().split("## How it is built")[1].split("\n## ")[0]
+    modules = {path.stem for path in (ROOT / "monai_skelrec").iterdir() if path.suffix == ".py" or path.is_dir()}
+    named = set(re.findall(r"`(\w+)`", steps))
+    assert modules - {"__init__", "__pycache__"} == named
