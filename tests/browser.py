@@ -60,7 +60,7 @@ def look(path, width, tmp_path, act="return null"):
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     command += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path / 'profile'}"]
     command += ["--window-size=1400,1000", "--virtual-time-budget=8000", "--dump-dom", frame.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120)
     found = re.search(r'<pre id="probe">(.+?)</pre>', done.stdout, re.DOTALL)
     assert found, f"the page did not load: {done.stderr[-2000:]}"
     return json.loads(html.unescape(found[1]))

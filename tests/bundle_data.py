@@ -56,6 +56,7 @@ def command(*arguments, cwd):
         env=environment,
         capture_output=True,
         text=True,
+        encoding="utf-8",
         timeout=600,
     )
 

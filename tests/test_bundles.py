@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import os
 import subprocess
@@ -21,12 +22,11 @@ from bundle_data import BUNDLE, CONFIGS, SCHEMA, SHAPE, SMALL_NETWORK, files_of,
 from monai.bundle import ConfigItem, ConfigParser, ConfigWorkflow
 from monai.data import MetaTensor, decollate_batch
 from monai.transforms import Compose, LoadImaged, MapTransform, SaveImaged
-from monai.utils import first, optional_import
+from monai.utils import first
 
 from monai_skelrec.bundles import bundle_name, pack_bundle
 
-_, has_onnx = optional_import("onnx")
-_, has_onnxscript = optional_import("onnxscript")
+HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript"))
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,13 @@ def test_it_runs_where_monai_skelrec_is_not_installed(packed, tmp_path):
     call += f"output_dir={str(tmp_path)!r})"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
     done = subprocess.run(
-        [sys.executable, "-c", blocked + call], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", blocked + call],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     (written,) = tmp_path.iterdir()
@@ -187,7 +193,7 @@ def check_label_map(label_map, folder):
     assert label_map.shape == SHAPE and set(np.unique(label_map)) <= set(facts["label_values"])
 
 
-@pytest.mark.skipif(not (has_onnx and has_onnxscript), reason="needs onnx and onnxscript")
+@pytest.mark.skipif(not HAS_ONNX, reason="needs onnx and onnxscript")
 def test_its_network_is_exported_to_onnx(packed, tmp_path):
     _, folder = packed("topcow")
     monai.bundle.onnx_export(

@@ -12,15 +12,11 @@ import nibabel
 import numpy as np
 import pytest
 from jsonschema import Draft7Validator
-from monai.utils import optional_import
 
 from monai_skelrec import circle_of_willis
 from monai_skelrec.centerline_files import class_centerlines, swc_name, write_markups, write_swc, write_vtp
 from monai_skelrec.skeletons import skeleton
 from monai_skelrec.tree_scores import centerline_length
-
-vtk, has_vtk = optional_import("vtk")
-numpy_support, _ = optional_import("vtk.util.numpy_support")
 
 NAMES = ["background", "trunk", "R-branch", "ring & dot"]
 
@@ -113,14 +109,15 @@ def test_vtp_holds_points_lines_radii_and_classes(case):
     assert lengths == pytest.approx([line.length_mm for line in lines])
 
 
-@pytest.mark.skipif(not has_vtk, reason="needs vtk")
 def test_vtk_reads_the_vtp(case):
     _, lines, _, folder = case
     write_vtp(folder / "a.vtp", lines)
+    vtk = pytest.importorskip("vtk")
     reader = vtk.vtkXMLPolyDataReader()
     reader.SetFileName(str(folder / "a.vtp"))
     reader.Update()
     read = reader.GetOutput()
+    numpy_support = pytest.importorskip("vtk.util.numpy_support")
     points = numpy_support.vtk_to_numpy(read.GetPoints().GetData())
     np.testing.assert_array_equal(points, np.concatenate([line.points_mm for line in lines]))
     radius = numpy_support.vtk_to_numpy(read.GetPointData().GetArray("Radius"))
@@ -140,9 +137,9 @@ def test_vtk_reads_the_vtp(case):
     assert read.GetFieldData().GetAbstractArray("SPACE").GetValue(0) == "LPS"
 
 
-@pytest.mark.skipif(not has_vtk, reason="needs vtk")
 def test_vtk_reads_a_vtp_without_any_class(tmp_path):
     write_vtp(tmp_path / "a.vtp", [])
+    vtk = pytest.importorskip("vtk")
     reader = vtk.vtkXMLPolyDataReader()
     reader.SetFileName(str(tmp_path / "a.vtp"))
     reader.Update()

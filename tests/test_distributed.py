@@ -23,7 +23,9 @@ def two_processes(run_id, files, **knobs):
     for name, value in knobs.items():
         command += [f"--{name}", str(value)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=300
+    )
 
 
 @pytest.fixture(scope="module")

@@ -182,5 +182,7 @@ def test_they_compile_for_gpus_without_one():
     # a process of its own: here, the interpreter has taken the place of the compiler
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     command = [sys.executable, "-c", COMPILE]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, encoding="utf-8", cwd=Path(__file__).parents[1]
+    )
     assert done.stdout.strip() == "compiled", done.stderr
