@@ -12,6 +12,8 @@ from .challenges import (
     toothfairy_scores,
     topcow_scores,
 )
+from .connections import ConnectedTubesLoss
+from .crack_masks import CrackMaskReader
 from .datasets import Split, list_cases, split_cases
 from .deep_supervision import TubeDeepSupervisionLoss, pool_target
 from .losses import DiceCESkeletonRecallLoss, SkeletonRecallLoss
@@ -54,6 +56,8 @@ __all__ = [
     "CheckScanD",
     "CheckScanDict",
     "CheckScand",
+    "ConnectedTubesLoss",
+    "CrackMaskReader",
     "DiceCESkeletonRecallLoss",
     "MapLabelValues",
     "MapLabelValuesD",

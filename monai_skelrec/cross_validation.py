@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from monai.bundle import ConfigParser
 
 from .checkpoints import CONFIG, WEIGHTS, finished_epochs
+from .child_runs import run_child
 from .ensembles import write_ensemble
 from .workflows import TASK, running_workflow, write_yaml
 
@@ -54,7 +51,7 @@ def cross_validate(output_dir: str, folds: int, epochs: int, processes: int = 1)
             continue
         knobs = {"fold": fold, "output_dir": run, "resume": (run / CONFIG).is_file()}
         files = [configs / "train.yaml", folder / CONFIG, *multi_gpu]
-        _run("training", files, knobs, processes, f"fold {fold}")
+        run_child("training", files, knobs, processes, f"fold {fold}")
 
     scores = folder / "evaluation"
     shared = {name: merged[name] for name in _SHARED if name in merged}
@@ -63,28 +60,10 @@ def cross_validate(output_dir: str, folds: int, epochs: int, processes: int = 1)
         # several processes find a device each
         knobs = {k: v for k, v in shared.items() if k != "device" or processes == 1} | {"output_dir": scores / run.name}
         files = [configs / "evaluate.yaml", run / TASK, *multi_gpu, configs / "cross_validation.yaml"]
-        _run("predicting", files, knobs, processes, f"prediction of fold {fold}")
+        run_child("predicting", files, knobs, processes, f"prediction of fold {fold}")
         shutil.copytree(scores / run.name / "predictions", scores / "predictions", dirs_exist_ok=True)
     files = [configs / "evaluate.yaml", runs[0] / TASK, configs / "cross_validation.yaml"]
     # nothing is loaded any more; the report shall name the weights of every fold
     knobs = {**shared, "fold": "all", "output_dir": scores, "checkpoint": folder.resolve() / "fold_*" / WEIGHTS}
-    _run("scoring", files, knobs, 1, "scoring")
+    run_child("scoring", files, knobs, 1, "scoring")
     write_ensemble([str(run) for run in runs], str(folder / "ensemble"))
-
-
-def _run(run_id: str, files: list[Path], knobs: Mapping[str, Any], processes: int, what: str) -> None:
-    """One bundle command in a process of its own, which gives all its memory back; what it prints is seen."""
-    command = [sys.executable, "-m"]
-    if processes > 1:
-        command += ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
-    command += ["monai.bundle", "run", run_id, "--config_file", str([str(file) for file in files])]
-    for name, value in knobs.items():
-        command += [f"--{name}", str(value)]
-    # it finds the packages that this process found
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(command, env=environment, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(
-            f"{what} ended with code {done.returncode}, its error stands above; mend its cause and give the same "
-            "command again: finished folds are not trained twice."
-        )

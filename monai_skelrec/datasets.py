@@ -29,7 +29,13 @@ class Split(NamedTuple):
     held_out: list[Case]
 
 
-def list_cases(layout: str, dataset_dir: str, spatial_dims: int = 3, modality: str = "all") -> list[Case]:
+def list_cases(
+    layout: str,
+    dataset_dir: str,
+    spatial_dims: int = 3,
+    modality: str = "all",
+    case_folders: Sequence[str] = ("images", "labels"),
+) -> list[Case]:
     """Find every image with its label, and refuse a folder in which something is missing, doubled or unreadable.
 
     Only headers are read.
@@ -42,18 +48,26 @@ def list_cases(layout: str, dataset_dir: str, spatial_dims: int = 3, modality: s
             - ``"toothfairy"``: a folder for each patient with ``data.npy`` and ``gt_alpha.npy``; patients who have
               only ``gt_sparse.npy`` are left out;
             - ``"toothfairy2"``: ``imagesTr/NAME_0000.mha`` and ``labelsTr/NAME.mha`` (ToothFairy 2 and 3);
+            - ``"drive"``: ``training/images/NN_training.tif`` and ``training/1st_manual/NN_manual1.gif``; given the
+              folder ``training`` or ``test`` itself, that one is taken;
+            - ``"roads"``: ``train/sat/NAME.tiff`` and ``train/map/NAME.tif`` (Massachusetts Roads); given the folder
+              ``train``, ``valid`` or ``test`` itself, that one is taken;
+            - ``"crackforest"``: ``image/NNN.jpg`` and ``groundTruth/NNN.mat``; pictures that nobody annotated are left
+              out;
             - ``"folder"``: ``images/NAME.*`` and ``labels/NAME.*``, any of :py:data:`VOLUMES` or :py:data:`PICTURES`.
         dataset_dir: the folder.
         spatial_dims: 3 for volumes, 2 for pictures.
         modality: ``"ct"`` or ``"mr"`` takes one modality of ``"topcow"``, ``"all"`` takes both.
+        case_folders: of layout ``"folder"``: what the two folders are called, that of the images first.
 
     Returns:
         Cases sorted by name.
 
     Raises:
         FileNotFoundError: when the folder, or one of the folders that the layout needs, does not exist.
-        ValueError: when the layout or the modality is unknown, when no case is found, or when files are missing,
-            doubled, unreadable, of other dimensions, or on another grid than their image.
+        ValueError: when the layout or the modality is unknown, other folders are named for a layout that has its own,
+            when no case is found, or when files are missing, doubled, unreadable, of other dimensions, or on another
+            grid than their image.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(map(repr, LAYOUTS))}, got {layout!r}.")
@@ -61,13 +75,14 @@ def list_cases(layout: str, dataset_dir: str, spatial_dims: int = 3, modality: s
         raise ValueError(
             f"modality must be 'all', or 'ct' or 'mr' with layout 'topcow', got {modality!r} with {layout!r}."
         )
+    named = _folder_names(layout, case_folders)
     root = Path(dataset_dir)
     if not root.is_dir():
         raise FileNotFoundError(f"dataset_dir {str(root)!r} is not a folder; set --dataset_dir to the data's folder.")
 
     cases: list[Case] = []
     problems: list[str] = []
-    for found in LAYOUTS[layout](root):
+    for found in _folder(root, *named) if layout == "folder" else LAYOUTS[layout](root):
         if isinstance(found, str):
             problems.append(found)
         elif modality == "all" or f"_{modality}_" in found["name"]:
@@ -79,9 +94,8 @@ def list_cases(layout: str, dataset_dir: str, spatial_dims: int = 3, modality: s
         more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise ValueError(f"{len(problems)} problem(s) in {str(root)!r}; mend or move these files:\n  {shown}{more}")
     if not cases:
-        raise ValueError(
-            f"no case of layout {layout!r} and modality {modality!r} in {str(root)!r}: {_EXPECTED[layout]}"
-        )
+        expected = _EXPECTED[layout].replace("IMAGES", named[0]).replace("LABELS", named[1])
+        raise ValueError(f"no case of layout {layout!r} and modality {modality!r} in {str(root)!r}: {expected}")
     return sorted(cases, key=lambda case: case["name"])
 
 
@@ -181,24 +195,61 @@ def _toothfairy2(root: Path) -> Iterator[Case | str]:
     yield from _pairs(images, labels, lambda name: name)
 
 
-def _folder(root: Path) -> Iterator[Case | str]:
-    endings = "|".join(map(re.escape, VOLUMES + PICTURES))
-    images = _by_name(_files(root / "images"), rf"(?i:(.+?)(?:{endings}))")
-    labels = _by_name(_files(root / "labels"), rf"(?i:(.+?)(?:{endings}))")
+def _drive(root: Path) -> Iterator[Case | str]:
+    root = root / "training" if (root / "training").is_dir() else root
+    images = _by_name(_files(root / "images"), r"(\d+)_(?:training|test)\.tif")
+    labels = _by_name(_files(root / "1st_manual"), r"(\d+)_manual1\.gif")
     yield from _pairs(images, labels, lambda name: name)
+
+
+def _roads(root: Path) -> Iterator[Case | str]:
+    root = root / "train" if (root / "train").is_dir() else root
+    images = _by_name(_files(root / "sat"), r"(.+)\.tiff?")
+    labels = _by_name(_files(root / "map"), r"(.+)\.tiff?")
+    yield from _pairs(images, labels, lambda name: name)
+
+
+def _crackforest(root: Path) -> Iterator[Case | str]:
+    images = _by_name(_files(root / "image"), r"(\d+)\.jpg")
+    labels = _by_name(_files(root / "groundTruth"), r"(\d+)\.mat")
+    annotated = {name: files for name, files in images.items() if name in labels}
+    yield from _pairs(annotated, labels, lambda name: name)
+
+
+def _folder(root: Path, images: str = "images", labels: str = "labels") -> Iterator[Case | str]:
+    endings = "|".join(map(re.escape, VOLUMES + PICTURES))
+    found = (_by_name(_files(root / folder), rf"(?i:(.+?)(?:{endings}))") for folder in (images, labels))
+    yield from _pairs(*found, lambda name: name)
+
+
+def _folder_names(layout: str, case_folders: Sequence[str]) -> tuple[str, str]:
+    usual = ("images", "labels")
+    names = tuple(case_folders)
+    if isinstance(case_folders, str) or len(names) != 2 or (layout != "folder" and names != usual):
+        raise ValueError(
+            f"case_folders must name the folder of the images and that of the labels, with layout 'folder' only, "
+            f"got {case_folders!r} with {layout!r}."
+        )
+    return names[0], names[1]
 
 
 LAYOUTS: dict[str, Callable[[Path], Iterator[Case | str]]] = {
     "topcow": _topcow,
     "toothfairy": _toothfairy,
     "toothfairy2": _toothfairy2,
+    "drive": _drive,
+    "roads": _roads,
+    "crackforest": _crackforest,
     "folder": _folder,
 }
 _EXPECTED = {
     "topcow": "expected imagesTr/topcow_{ct,mr}_NNN_0000.nii.gz with cow_seg_labelsTr/topcow_{ct,mr}_NNN.nii.gz.",
     "toothfairy": "expected a folder for each patient with data.npy and gt_alpha.npy.",
     "toothfairy2": "expected imagesTr/NAME_0000.mha with labelsTr/NAME.mha.",
-    "folder": f"expected images/NAME and labels/NAME ending in one of {' '.join(VOLUMES + PICTURES)}.",
+    "drive": "expected training/images/NN_training.tif with training/1st_manual/NN_manual1.gif.",
+    "roads": "expected train/sat/NAME.tiff with train/map/NAME.tif.",
+    "crackforest": "expected image/NNN.jpg with groundTruth/NNN.mat.",
+    "folder": f"expected IMAGES/NAME and LABELS/NAME ending in one of {' '.join(VOLUMES + PICTURES)}.",
 }
 
 

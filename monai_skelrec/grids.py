@@ -11,12 +11,25 @@ import nibabel
 import numpy as np
 from monai.utils import optional_import
 
-__all__ = ["PICTURES", "VOLUMES", "Grid", "affine_of_itk", "ending", "grid_difference", "read_grid", "voxel_size"]
+from .crack_masks import read_crack_mask
+
+__all__ = [
+    "CRACK_MASKS",
+    "PICTURES",
+    "VOLUMES",
+    "Grid",
+    "affine_of_itk",
+    "ending",
+    "grid_difference",
+    "read_grid",
+    "voxel_size",
+]
 
 itk, _ = optional_import("itk")
 pil_image, _ = optional_import("PIL.Image")
 
 VOLUMES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".npy")
+CRACK_MASKS = (".mat",)  # CrackForest's
 PICTURES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".gif", ".bmp")
 
 # half a voxel is where resampling two files apart begins to show, and spacing decides about every length
@@ -38,6 +51,8 @@ def read_grid(path: str) -> Grid:
             of their own for damaged files.
     """
     lower = path.lower()
+    if lower.endswith(CRACK_MASKS):
+        return Grid(read_crack_mask(path).shape[::-1], None)
     if lower.endswith(".npy"):
         return Grid(np.load(path, mmap_mode="r").shape, None)
     if lower.endswith(PICTURES):

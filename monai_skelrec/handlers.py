@@ -19,7 +19,7 @@ from monai.utils import CommonKeys
 from .draws import BatchDraws
 from .processes import is_first
 
-__all__ = ["Progress", "Reseed", "loss_terms"]
+__all__ = ["Progress", "Reseed", "WarmUp", "loss_terms"]
 
 
 class Reseed:
@@ -56,6 +56,41 @@ class Reseed:
         else:
             # without workers the transforms hold random states of their own
             set_rnd(loader.dataset, seed)
+
+
+class WarmUp:
+    """Let skeleton recall and what goes with it count later than Dice and cross-entropy.
+
+    Every loss within ``loss`` that has a ``ramp`` gets one: 0 in the first ``epochs``, then 1. It follows from the
+    number of the epoch alone, so a resumed run goes on with what an uninterrupted one would have.
+
+    Args:
+        loss: of the trainer.
+        epochs: without these terms; 0 leaves everything as it is.
+
+    Raises:
+        ValueError: when ``epochs`` is negative, or nothing in ``loss`` has a ramp.
+    """
+
+    def __init__(self, loss: torch.nn.Module, epochs: int) -> None:
+        self.losses: list[Any] = [each for each in loss.modules() if hasattr(each, "ramp")]
+        self.epochs = epochs
+        if epochs < 0:
+            raise ValueError(f"a warm-up must take at least 0 epochs, got {epochs}.")
+        if epochs > 0 and not self.losses:
+            raise ValueError(f"{type(loss).__name__} has no term that could be warmed up; set warm_up to 0.")
+
+    def attach(self, engine: Workflow) -> None:
+        """
+        Args:
+            engine: the trainer.
+        """
+        if self.epochs > 0:
+            engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Workflow) -> None:
+        for loss in self.losses:
+            loss.ramp = float(engine.state.epoch > self.epochs)
 
 
 class Progress:

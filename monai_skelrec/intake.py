@@ -36,7 +36,7 @@ class MapLabelValues(Transform):
     Args:
         label_values: the values on disk, background first, each once.
         other_values: "error", or "background" to turn all other values into 0, or "foreground" to turn them into 1, the
-            only class.
+            only class, or "nearest" to take the nearest listed value (masks of 0 and 255 with grey borders).
 
     Raises:
         ValueError: when an argument is none of the above.

@@ -10,7 +10,8 @@ import nibabel
 import numpy as np
 from monai.utils import optional_import
 
-from .grids import PICTURES, affine_of_itk, voxel_size
+from .crack_masks import read_crack_mask
+from .grids import CRACK_MASKS, PICTURES, affine_of_itk, voxel_size
 from .mask_scores import bounding_box
 
 __all__ = ["as_labels", "check_other_values", "read_image", "read_label_map", "to_class_indices", "voxel_size"]
@@ -95,6 +96,8 @@ def read_image(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
             affine = affine_of_itk(itk.array_from_matrix(image.GetDirection()), image.GetSpacing(), image.GetOrigin())
         elif name.endswith(".npy"):
             array = np.load(path)
+        elif name.endswith(CRACK_MASKS):
+            array = read_crack_mask(path)
         elif name.endswith(PICTURES):
             with pil_image.open(path) as picture:
                 # palette and 1-bit pictures hold no grey values before conversion; 16-bit ones would lose theirs in it
@@ -121,8 +124,9 @@ def to_class_indices(array: np.ndarray, label_values: Sequence[int], other_value
     Args:
         array: label map, integers of any shape.
         label_values: value on disk of each class, background first; position is the class index.
-        other_values: what a value not listed means: ``"error"``, ``"background"``, or ``"foreground"`` (the only class
-            of a binary task, such as all vessels in one).
+        other_values: what a value not listed means: ``"error"``, ``"background"``, ``"foreground"`` (the only class of
+            a binary task, such as all vessels in one), or ``"nearest"``: the class of the nearest listed value, the
+            lower of two, so that masks of 0 and 255 are cut at 127 (grey borders, values that JPEG spread).
 
     Returns:
         Array of the same shape, uint8 (uint16 for more than 256 classes).
@@ -148,6 +152,11 @@ def to_class_indices(array: np.ndarray, label_values: Sequence[int], other_value
         listed |= here
     if other_values == "foreground":
         inside[~listed] = 1
+    elif other_values == "nearest" and not listed.all():
+        by_value = np.argsort(label_values)
+        values_in_order = np.asarray(label_values, dtype=np.float64)[by_value]
+        borders = (values_in_order[1:] + values_in_order[:-1]) / 2
+        inside[~listed] = by_value[np.searchsorted(borders, values[~listed], side="left")]
     indices[box] = inside
     if other_values == "error" and not listed.all():
         unknown = np.unique(values[~listed]).tolist()
@@ -160,7 +169,9 @@ def to_class_indices(array: np.ndarray, label_values: Sequence[int], other_value
 
 def check_other_values(other_values: str, label_values: Sequence[int]) -> None:
     """Refuse a meaning of unlisted values that does not exist, or does not fit the number of classes."""
-    if other_values not in ("error", "background", "foreground"):
-        raise ValueError(f"other_values must be 'error', 'background' or 'foreground', got {other_values!r}.")
+    if other_values not in ("error", "background", "foreground", "nearest"):
+        raise ValueError(
+            f"other_values must be 'error', 'background', 'foreground' or 'nearest', got {other_values!r}."
+        )
     if other_values == "foreground" and len(label_values) != 2:
         raise ValueError(f"other_values 'foreground' needs two classes, got label_values {list(label_values)}.")

@@ -219,6 +219,7 @@ class DiceCESkeletonRecallLoss(_Loss):
     Attributes:
         terms: the three terms of the last call before they are weighted, scalars without gradient, for a log:
             ``dice``, ``ce`` and ``skeleton_recall``. Empty before the first call.
+        ramp: factor of ``lambda_skeleton``, 1 unless :py:class:`monai_skelrec.handlers.WarmUp` sets it.
 
     Raises:
         ValueError: when a lambda is negative, ``ignore_index`` is 0 (background), or ``reduction``, ``absent`` or
@@ -266,6 +267,7 @@ class DiceCESkeletonRecallLoss(_Loss):
         self.batch = batch
         self.absent = _one_of("absent", absent, ("skip", "count"))
         self.ignore_index = ignore_index
+        self.ramp = 1.0
         self.terms: dict[str, torch.Tensor] = {}
         self.register_buffer("weight", _class_weights(weight), persistent=False)
 
@@ -300,7 +302,7 @@ class DiceCESkeletonRecallLoss(_Loss):
             include_background=self.include_background,
             lambda_dice=self.lambda_dice,
             lambda_ce=self.lambda_ce,
-            lambda_skeleton=self.lambda_skeleton,
+            lambda_skeleton=self.lambda_skeleton * self.ramp,
             sigmoid=self.sigmoid,
             reduction=self.reduction,
             smooth_nr=self.smooth_nr,

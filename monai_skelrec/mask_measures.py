@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .faults import mask_faults
-from .mask_scores import mask_betti_errors, mask_centerline_scores, mask_dice
+from .mask_scores import mask_betti_errors, mask_centerline_scores, mask_dice, mask_precision_recall
 from .measures import MEASURES
 from .skeletons import skeleton
 from .surface_scores import surface_distances
@@ -16,6 +16,7 @@ from .tree_scores import centerline_length, count_joined, radius_error
 
 __all__ = ["MASK_MEASURES", "measure_masks"]
 
+_OVERLAP = ("precision", "recall")
 _CENTERLINE = ("centerline_dice", "centerline_precision", "centerline_sensitivity")
 _BETTI = ("betti0_error", "betti1_error", "betti2_error")
 _SURFACE = ("hausdorff95_mm", "surface_distance_mm")
@@ -49,6 +50,8 @@ def measure_masks(
     found: dict[str, float] = {}
     if "dice" in wanted:
         found["dice"] = mask_dice(pred, reference)
+    if wanted & {*_OVERLAP}:
+        found |= dict(zip(_OVERLAP, mask_precision_recall(pred, reference), strict=True))
     if wanted & {*_BETTI}:
         found |= dict(zip(_BETTI, mask_betti_errors(pred, reference), strict=False))
     if wanted & {*_SURFACE}:

@@ -23,6 +23,7 @@ __all__ = [
     "mask_centerline_dice",
     "mask_centerline_scores",
     "mask_dice",
+    "mask_precision_recall",
     "score_classes",
 ]
 
@@ -91,6 +92,19 @@ def mask_dice(pred: np.ndarray, reference: np.ndarray) -> float:
     """
     total = np.count_nonzero(pred) + np.count_nonzero(reference)
     return float(2 * np.count_nonzero(pred & reference) / total) if total else float("nan")
+
+
+def mask_precision_recall(pred: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
+    """How much of the prediction lies in the reference, and of the reference in the prediction; masks, shape HW[D].
+
+    Returns:
+        Shares in [0, 1], higher is better; NaN where both masks are empty, 0 where one is.
+    """
+    if not pred.any() and not reference.any():
+        return float("nan"), float("nan")
+    common = np.count_nonzero(pred & reference)
+    precision, recall = (common / max(1, np.count_nonzero(mask)) for mask in (pred, reference))
+    return precision, recall
 
 
 def mask_centerline_dice(pred: np.ndarray, reference: np.ndarray) -> float:

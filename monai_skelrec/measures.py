@@ -41,6 +41,8 @@ MEASURES: dict[str, Measure] = {
     measure.name: measure
     for measure in (
         Measure("dice", "Dice", "", True, "twice the overlap by the sum of sizes", "0"),
+        Measure("precision", "precision", "", True, "share of the prediction's voxels that lie in the reference", "0"),
+        Measure("recall", "recall", "", True, "share of the reference's voxels that lie in the prediction", "0"),
         Measure("centerline_dice", "clDice", "", True, "harmonic mean of centreline precision and sensitivity", "0"),
         Measure(
             "betti0_error",

@@ -31,6 +31,7 @@ from .processes import is_first
 
 __all__ = [
     "FACTS",
+    "RECIPE",
     "SPLIT",
     "TASK",
     "check_checkpoint",
@@ -63,6 +64,7 @@ FACTS = (
     "mirror_axes",
     "skeleton_groups",
     "layout",
+    "case_folders",
     "scans",
     "reader",
     "label_reader",
@@ -70,6 +72,8 @@ FACTS = (
     "tube_radius",
     "checkpoint",
 )
+# what a task file may say to training beside: the published budget of a step
+RECIPE = ("batch_size",)
 # which cases a run held out: evaluation of the run must hold out the same
 SPLIT = ("modality", "fold", "folds", "split_seed", "group_table")
 

@@ -18,7 +18,13 @@ ROOT = Path(__file__).parents[1]
 BUNDLE = ROOT / "bundle"
 CONFIGS = BUNDLE / "configs"
 SCHEMA = ROOT.parent / "shared" / "data" / "schema" / "meta_schema_20240725.json"
-TASKS = ("topcow", "topcow_binary", "toothfairy", "toothfairy2", "folder", "folder_2d")
+TASKS = ("topcow", "topcow_binary", "toothfairy", "toothfairy2", "folder", "folder_2d", "drive", "roads", "cracks")
+TASKS_2D = ("folder_2d", "drive", "roads", "cracks")
+PICTURE_FILES = {
+    "drive": ("training/images/2{0}_training.tif", "training/1st_manual/2{0}_manual1.gif"),
+    "roads": ("train/sat/r{0}_15.tiff", "train/map/r{0}_15.tif"),
+    "cracks": ("images/c{0}.jpg", "labels/c{0}.png"),
+}
 SHAPE = (36, 40, 32)
 
 # two steps of a network of three levels: enough to see every file, far too little to learn
@@ -33,7 +39,7 @@ SMALL_BUDGET = {"epochs": 1, "iterations_per_epoch": 2, "val_interval": 1, "num_
 
 
 def small_network(task):
-    return SMALL_NETWORK_2D if task == "folder_2d" else SMALL_NETWORK
+    return SMALL_NETWORK_2D if task in TASKS_2D else SMALL_NETWORK
 
 
 def files_of(base, *others):
@@ -107,6 +113,12 @@ def write_data(task, root, count=4):
             save = save_mha if ending in (".mha", ".nrrd") else save_nifti
             save(root / "images" / f"scan.{number}{ending}", render(label, number))
             save(root / "labels" / f"scan.{number}{ending}", (label > 0).astype(np.uint8))
+        elif task in PICTURE_FILES:
+            label = (circle_of_willis(number, (48, 40, 32), 1.5) > 0).any(axis=2)
+            grey = (60 + 120 * label + np.random.default_rng(number).normal(0, 9, label.shape)).astype(np.uint8)
+            image, mask = (root / name.format(number) for name in PICTURE_FILES[task])
+            save_picture(image, np.stack([grey] * 3, axis=-1))
+            save_picture(mask, (255 * label + 8 * (grey == 70)).astype(np.uint8))  # some stray values
         else:
             label = (circle_of_willis(number, (48, 40, 32), 1.5) > 0).any(axis=2)
             grey = (60 + 120 * label + np.random.default_rng(number).normal(0, 9, label.shape)).astype(np.uint8)

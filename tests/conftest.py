@@ -7,7 +7,7 @@ import os
 import monai.bundle
 import pytest
 import torch
-from bundle_data import SMALL_BUDGET, files_of, overlay, small_network, write_data
+from bundle_data import SMALL_BUDGET, TASKS_2D, files_of, overlay, small_network, write_data
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is first imported
@@ -21,7 +21,7 @@ def trained(tmp_path_factory):
     def of(task):
         if task not in made:
             root = tmp_path_factory.mktemp(task)
-            spacing = {} if task.startswith("folder") else {"spacing": [1.0, 1.0, 1.0]}
+            spacing = {} if task == "folder" or task in TASKS_2D else {"spacing": [1.0, 1.0, 1.0]}
             monai.bundle.run(
                 run_id="training",
                 config_file=files_of("train.yaml", *overlay(task)),

@@ -32,13 +32,13 @@ from bundle_data import (
 from monai.bundle import ConfigParser, ConfigWorkflow
 from PIL import Image
 
-from monai_skelrec.workflows import FACTS
+from monai_skelrec.workflows import FACTS, RECIPE
 
 
 def scans_dir(task, root):
-    return {"toothfairy": root / "data", "folder": root / "data" / "images", "folder_2d": root / "data" / "images"}.get(
-        task, root / "data" / "imagesTr"
-    )
+    folders = {"toothfairy": ".", "drive": "training/images", "roads": "train/sat"}
+    folders |= {task: "images" for task in ("folder", "folder_2d", "cracks")}
+    return root / "data" / folders.get(task, "imagesTr")
 
 
 # --- the three workflows, for every task -----------------------------------------------------------------------------
@@ -126,7 +126,8 @@ def test_inference_writes_label_maps_on_the_grid_of_the_scans(task, trained):
     else:
         for path in written:
             label_map = Image.open(path)
-            assert label_map.size == Image.open(root / "data" / "images" / f"{path.stem}.tif").size
+            scan = next(scans_dir(task, root).glob(f"{path.stem}[._]*"))
+            assert label_map.size == Image.open(scan).size
             assert set(np.unique(np.asarray(label_map))) <= {0, 255}
 
 
@@ -275,7 +276,7 @@ def words_of(content):
 @pytest.mark.parametrize("task", TASKS[1:])
 def test_a_task_file_holds_facts_only(task):
     facts = ConfigParser.load_config_files(files_of(f"{task}.yaml"))
-    assert set(facts) <= set(FACTS)
+    assert set(facts) <= {*FACTS, *RECIPE}
     assert not any(value.startswith("$") for value in words_of(facts))
     assert facts["task"] == task
 

@@ -9,7 +9,7 @@ import monai.transforms as mt
 import numpy as np
 import pytest
 import torch
-from bundle_data import TASKS, write_data
+from bundle_data import TASKS, TASKS_2D, write_data
 from monai.bundle import ConfigParser
 from monai.data import CacheDataset, Dataset, MetaTensor
 
@@ -88,8 +88,8 @@ def test_second_reading_has_the_place_in_space_and_can_be_inverted(cases, tmp_pa
 
 @pytest.mark.parametrize("task", TASKS)
 def test_headers_of_every_format_survive(task, tmp_path):
-    layout = {"topcow_binary": "topcow", "folder_2d": "folder"}.get(task, task)
-    dims = 2 if task == "folder_2d" else 3
+    layout = {"topcow_binary": "topcow", "folder_2d": "folder", "cracks": "folder"}.get(task, task)
+    dims = 2 if task in TASKS_2D else 3
     found = list_cases(layout, str(write_data(task, tmp_path / "data", count=4)), dims)
     steps = mt.Compose([mt.LoadImaged(KEYS, ensure_channel_first=True, reader="PILReader" if dims == 2 else None)])
     dataset = cached_dataset(found, steps, cache_dir=str(tmp_path / "cache"))

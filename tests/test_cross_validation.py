@@ -9,7 +9,7 @@ import pytest
 import yaml
 from bundle_data import SMALL_BUDGET, SMALL_NETWORK_2D, files_of, write_data
 
-from monai_skelrec import cross_validation
+from monai_skelrec import child_runs, cross_validation
 from monai_skelrec.checkpoints import finished_epochs
 
 BUDGET = {**SMALL_BUDGET, **SMALL_NETWORK_2D, "iterations_per_epoch": 1}
@@ -40,7 +40,7 @@ def steps(monkeypatch):
     def _given(value):
         return value if isinstance(value, (bool, int, float, str)) else str(value)
 
-    monkeypatch.setattr(cross_validation, "_run", run)
+    monkeypatch.setattr(cross_validation, "run_child", run)
     return listed
 
 
@@ -87,9 +87,9 @@ def test_several_processes_train_a_fold_under_torchrun(monkeypatch):
     class Done:
         returncode = 0
 
-    monkeypatch.setattr(cross_validation.subprocess, "run", lambda command, **_: commands.append(command) or Done())
-    cross_validation._run("training", ["a.yaml"], {"fold": 1}, processes=2, what="fold 1")
-    cross_validation._run("scoring", ["a.yaml"], {"fold": "all"}, processes=1, what="scoring")
+    monkeypatch.setattr(child_runs.subprocess, "run", lambda command, **_: commands.append(command) or Done())
+    child_runs.run_child("training", ["a.yaml"], {"fold": 1}, processes=2, what="fold 1")
+    child_runs.run_child("scoring", ["a.yaml"], {"fold": "all"}, processes=1, what="scoring")
     assert commands[0][1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     assert commands[0][5:] == ["-m", "monai.bundle", "run", "training", "--config_file", "['a.yaml']", "--fold", "1"]
     assert commands[1][1:] == ["-m", "monai.bundle", "run", "scoring", "--config_file", "['a.yaml']", "--fold", "all"]
@@ -99,6 +99,6 @@ def test_fold_that_fails_stops_the_others(monkeypatch):
     class Failed:
         returncode = 3
 
-    monkeypatch.setattr(cross_validation.subprocess, "run", lambda command, **_: Failed())
+    monkeypatch.setattr(child_runs.subprocess, "run", lambda command, **_: Failed())
     with pytest.raises(RuntimeError, match="fold 1 ended with code 3, its error stands above; mend its cause and"):
-        cross_validation._run("training", [], {}, processes=1, what="fold 1")
+        child_runs.run_child("training", [], {}, processes=1, what="fold 1")

@@ -18,6 +18,7 @@ from monai_skelrec.mask_scores import (
     compute_betti_numbers,
     mask_betti_errors,
     mask_centerline_dice,
+    mask_precision_recall,
     score_classes,
 )
 
@@ -277,3 +278,21 @@ def test_scores_of_classes_equal_those_of_whole_masks(threads, monkeypatch):
     one_hot = np.stack([pred[0] == index for index in range(10)]).astype(np.uint8)
     np.testing.assert_equal(score_classes(mask_betti_errors, one_hot, reference, classes), expected)
     np.testing.assert_equal(score_classes(mask_betti_errors, pred, reference, [2, 9]), [expected[2], expected[5]])
+
+
+@pytest.mark.parametrize(
+    "pred, reference, expected",
+    [
+        pytest.param([1, 1, 1, 0], [0, 1, 1, 1], (2 / 3, 2 / 3), id="shifted"),
+        pytest.param([1, 1, 1, 1], [0, 0, 0, 1], (0.25, 1), id="too much"),
+        pytest.param([0, 0, 0, 0], [0, 1, 1, 1], (0, 0), id="nothing predicted"),
+        pytest.param([1, 0, 0, 0], [0, 0, 0, 0], (0, 0), id="nothing there"),
+    ],
+)
+def test_precision_and_recall_counted_by_hand(pred, reference, expected):
+    found = mask_precision_recall(np.array([pred], bool), np.array([reference], bool))
+    assert found == pytest.approx(expected)
+
+
+def test_precision_and_recall_of_nothing_are_no_scores():
+    assert np.isnan(mask_precision_recall(np.zeros((2, 2), bool), np.zeros((2, 2), bool))).all()

@@ -1,0 +1,235 @@
+"""All steps, once a loss, seed and fold: losses side by side on one task, with one budget, resumed whenever stopped."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+import yaml
+from monai.bundle import ConfigParser
+from monai.engines import SupervisedTrainer
+from monai.utils import optional_import
+
+from .checkpoints import CONFIG, finished_epochs
+from .child_runs import run_child
+from .loss_table import COST, LossRun, write_loss_table
+from .summaries import write_json
+from .throughput import measure_training
+from .workflows import TASK, running_workflow, write_yaml
+
+__all__ = ["HELD_OUT", "compare_losses", "write_step_cost"]
+
+resource, _has_resource = optional_import("resource")
+
+HELD_OUT = "held_out"
+
+# what evaluation takes over from the configuration of the training
+_SHARED = ("bundle_root", "overlap", "sw_batch_size", "amp", "device", "pictures", "measures")
+# what may change between two calls: none of it changes what a run trains on or how long
+_FREE = {"losses", "loss_library", "seeds", "compared_folds", "baselines", "parallel", "report_on", "report_folders"}
+_FREE |= {"measures", "cost_steps", "device", "num_workers", "overlap", "sw_batch_size", "pictures", "output_dir"}
+_FREE |= {"cache", "cache_dir", "cache_rate"}
+
+
+class _Job(NamedTuple):
+    loss: str
+    seed: int
+    fold: int | str
+
+
+def compare_losses(
+    output_dir: str,
+    losses: Sequence[str],
+    seeds: Sequence[int],
+    compared_folds: Sequence[int | str],
+    epochs: int,
+    measures: Sequence[str],
+    baselines: Sequence[str] = (),
+    report_on: Sequence[str] = (HELD_OUT,),
+    report_folders: Sequence[str] | None = None,
+    parallel: int = 1,
+    cost_steps: int = 12,
+) -> Path:
+    """Train every loss with every seed on every fold, score each run, and write the table.
+
+    Each run is a process and a folder of its own, ``<output_dir>/<loss>/fold_<fold>_seed_<seed>``. Called again, what
+    is finished is left alone and what was stopped goes on; losses, seeds and folds may be added, the budget may not
+    change. All losses of a seed are run before the next one, and the table is written after every run, so a comparison
+    that is stopped half way compares like with like.
+
+    Args:
+        output_dir: gets the runs and the table, see :py:func:`monai_skelrec.loss_table.write_loss_table`.
+        losses: names of ``loss_library`` in the running configuration, whose entries are laid over it.
+        seeds: one run each.
+        compared_folds: folds that are held out, one run each; ``"all"``: nothing is.
+        epochs: of each run.
+        measures: columns of the table, names of :py:data:`monai_skelrec.measures.MEASURES`.
+        baselines: losses that the others are tested against, case by case.
+        report_on: what is scored: :py:data:`HELD_OUT`, the run's own fold, and folders in the layout of the task.
+        report_folders: ``case_folders`` of those folders, where they are called otherwise than in training.
+        parallel: runs at once.
+        cost_steps: steps in which time and memory of each loss are measured, when all runs are done; 0: they are not.
+
+    Returns:
+        Path of the table.
+
+    Raises:
+        ValueError: when a loss is not in the library, nothing is to be compared, held-out cases are asked for where
+            none are, or ``output_dir`` holds runs of another budget.
+        RuntimeError: when a run ended with an error; the others were still finished.
+    """
+    workflow, folder = running_workflow(), Path(output_dir)
+    merged = cast(dict[str, Any], workflow.parser.config)
+    merged = {name: value for name, value in merged.items() if name != ConfigParser.meta_key}
+    library = merged["loss_library"]
+    unknown = [name for name in (*losses, *baselines) if name not in library]
+    if unknown:
+        raise ValueError(f"losses must be of {', '.join(library)}, got {unknown[0]!r}; add it to loss_library.")
+    if not (losses and seeds and compared_folds and report_on) or parallel < 1:
+        raise ValueError("a comparison needs losses, seeds, compared_folds, report_on and at least 1 run in parallel.")
+    if HELD_OUT in report_on and "all" in compared_folds:
+        raise ValueError("fold 'all' holds nothing out: set report_on to folders of cases that nobody trained on.")
+    merged = {name: value for name, value in merged.items() if name != "loss_library"}
+    _refuse_other_budget(folder / CONFIG, merged)
+    for loss in losses:
+        _refuse_other_budget(folder / loss / "loss.yaml", library[loss])
+    folder.mkdir(parents=True, exist_ok=True)
+    write_yaml(folder / CONFIG, merged, "# The configuration of every run; loss, seed and fold are set for each.")
+    for loss in losses:
+        (folder / loss).mkdir(exist_ok=True)
+        write_yaml(folder / loss / "loss.yaml", library[loss], f"# What {loss} changes of it.")
+
+    configs = Path(workflow.config_root_path)
+    reports = {f"report_{at}": None if where == HELD_OUT else where for at, where in enumerate(report_on)}
+    jobs = [_Job(loss, seed, fold) for seed in seeds for fold in compared_folds for loss in losses]
+    about = {"epochs": epochs, **{name: merged.get(name) for name in ("task", "dataset_dir")}}
+
+    def table(tests: bool = False) -> Path:
+        runs = [LossRun(job.loss, job.seed, str(job.fold), _run_of(folder, job)) for job in jobs]
+        scored = [run for run in runs if all(_is_scored(run.folder / name, measures) for name in reports)]
+        return write_loss_table(folder, scored, list(reports), measures, baselines if tests else (), about, len(jobs))
+
+    failed: list[str] = []
+    with ThreadPoolExecutor(parallel) as pool:
+        started = {
+            pool.submit(_train_and_score, configs, folder, job, epochs, merged, reports, report_folders, measures): job
+            for job in jobs
+        }
+        for done in as_completed(started):
+            job = started[done]
+            if done.exception() is None:
+                logging.getLogger(__name__).info(f"{job.loss}, seed {job.seed}, fold {job.fold}: done")
+                table()
+            elif isinstance(done.exception(), RuntimeError):
+                failed.append(str(done.exception()))
+            else:
+                done.result()
+    for loss in losses if cost_steps > 0 else ():
+        if not (folder / loss / COST).is_file():
+            files = [configs / "train.yaml", folder / CONFIG, folder / loss / "loss.yaml", configs / "profiling.yaml"]
+            knobs = {"iterations_per_epoch": cost_steps, "output_dir": folder / loss, "fold": compared_folds[0]}
+            run_child(
+                "costing",
+                files,
+                {**knobs, "cache_dir": _cache(folder, merged)},
+                1,
+                f"cost of {loss}",
+                folder / loss / "cost.log",
+            )
+    path = table(tests=True)
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(jobs)} runs failed, the table holds the others: {failed[0]}")
+    return path
+
+
+def write_step_cost(trainer: SupervisedTrainer, output_dir: str) -> None:
+    """Run a trainer to its end and write ``cost.json``: seconds a step, loading included, and the peak of memory.
+
+    On a CPU seconds are processor time, which other processes do not prolong, and memory is that of the process; on a
+    GPU they are the clock's, and memory is what PyTorch allocated.
+
+    Args:
+        trainer: of one short epoch, at least four iterations.
+        output_dir: gets the file.
+    """
+    rows, _ = measure_training(trainer)
+    on_gpu = str(trainer.state.device).startswith("cuda")
+    seconds = sum(row.clock_ms if on_gpu else row.processor_ms for row in rows) / 1000
+    write_json(Path(output_dir) / COST, {"seconds": seconds, "memory_mib": _peak_mib(on_gpu), "gpu": on_gpu})
+
+
+def _peak_mib(on_gpu: bool) -> float:
+    if on_gpu:
+        return torch.cuda.max_memory_allocated() / 2**20
+    if not _has_resource:  # Windows
+        return math.nan
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # kilobytes, on macOS bytes
+    return float(peak) / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _run_of(folder: Path, job: _Job) -> Path:
+    return folder / job.loss / f"fold_{job.fold}_seed_{job.seed}"
+
+
+def _cache(folder: Path, merged: Mapping[str, Any]) -> Any:
+    """One for all runs, unless it was named."""
+    named = merged.get("cache_dir")
+    return folder / "cache" if named is None or str(named).startswith("$") else named
+
+
+def _train_and_score(
+    configs: Path,
+    folder: Path,
+    job: _Job,
+    epochs: int,
+    merged: Mapping[str, Any],
+    reports: Mapping[str, str | None],
+    report_folders: Sequence[str] | None,
+    measures: Sequence[str],
+) -> None:
+    run, what = _run_of(folder, job), f"{job.loss}, seed {job.seed}, fold {job.fold}"
+    log = folder / job.loss / f"{run.name}.log"
+    if finished_epochs(run) < epochs:
+        knobs = {"seed": job.seed, "fold": job.fold, "output_dir": run, "cache_dir": _cache(folder, merged)}
+        files = [configs / "train.yaml", folder / CONFIG, folder / job.loss / "loss.yaml"]
+        run_child("training", files, {**knobs, "resume": (run / CONFIG).is_file()}, 1, what, log)
+    for name, where in reports.items():
+        if _is_scored(run / name, measures):
+            continue
+        shared = {key: merged[key] for key in _SHARED if key in merged} | {"output_dir": run / name}
+        shared["dataset_dir"] = where or merged["dataset_dir"]
+        if where is not None:
+            shared["fold"] = "all"
+            if report_folders is not None:
+                shared["case_folders"] = list(report_folders)
+        run_child("evaluating", [configs / "evaluate.yaml", run / TASK], shared, 1, f"scoring of {what}", log)
+
+
+def _is_scored(folder: Path, measures: Sequence[str]) -> bool:
+    path = folder / "scores.csv"
+    if not path.is_file():
+        return False
+    with open(path, newline="", encoding="utf-8") as file:
+        return set(measures) <= set(next(csv.reader(file), []))
+
+
+def _refuse_other_budget(path: Path, config: Mapping[str, Any]) -> None:
+    if not path.is_file():
+        return
+    before = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    now = json.loads(json.dumps(config, default=str))
+    changed = [key for key in {**before, **now} if key not in _FREE and before.get(key) != now.get(key)]
+    if changed:
+        raise ValueError(
+            f"{str(path.parent)!r} holds runs with another {', '.join(changed)}, which would stand in one table; "
+            "take another --output_dir."
+        )

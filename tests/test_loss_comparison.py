@@ -1,0 +1,187 @@
+"""Losses x seeds x folds in one table: what is run, what is resumed, what is counted."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import monai.bundle
+import pytest
+import yaml
+from bundle_data import CONFIGS, SMALL_BUDGET, SMALL_NETWORK_2D, command, files_of, write_data
+
+from monai_skelrec import loss_comparison
+from monai_skelrec.loss_table import LossRun, write_loss_table
+
+BUDGET = {**SMALL_BUDGET, **SMALL_NETWORK_2D, "pictures": 0, "cache": "none"}
+
+
+def compare(root, **knobs):
+    monai.bundle.run(
+        run_id="comparing",
+        config_file=files_of("train.yaml", "folder_2d.yaml", "compare.yaml"),
+        dataset_dir=str(root / "data"),
+        output_dir=str(root / "table"),
+        **{**BUDGET, "losses": ["dice_ce", "connected"], "seeds": [0], "cost_steps": 0, **knobs},
+    )
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """What would be started in processes of their own is listed and leaves the files that say it is done."""
+    listed = []
+
+    def run(run_id, files, knobs, processes, what, log=None):
+        listed.append((run_id, what, knobs))
+        folder = knobs["output_dir"]
+        folder.mkdir(parents=True, exist_ok=True)
+        if run_id == "training":
+            (folder / "config.yaml").write_text("")
+            (folder / "last.pt").write_text("1")
+        elif run_id == "evaluating":
+            seed, loss = int(folder.parent.name[-1]), folder.parent.parent.name
+            names = ("dice", "centerline_dice", "betti0_error", "betti1_error", "precision", "recall")
+            rows = [
+                f"{folder.name} {case},foreground," + ",".join(str(0.1 * case + 0.1 * seed + (loss == "connected")) for _ in names)
+                for case in (1, 2)
+            ]
+            (folder / "scores.csv").write_text("\n".join(["case,class," + ",".join(names), *rows, ""]))
+        else:
+            (folder / "cost.json").write_text(json.dumps({"seconds": 0.5, "memory_mib": 100.0}))
+
+    monkeypatch.setattr(loss_comparison, "run_child", run)
+    monkeypatch.setattr(loss_comparison, "finished_epochs", lambda folder: int((folder / "last.pt").is_file()))
+    return listed
+
+
+@pytest.fixture
+def root(tmp_path):
+    write_data("folder_2d", tmp_path / "data", count=4)
+    return tmp_path
+
+
+def rows_of(path):
+    with open(path) as file:
+        return {row["loss"]: row for row in csv.DictReader(file)}
+
+
+def test_all_losses_of_a_seed_come_before_the_next_seed(root, steps):
+    compare(root, seeds=[0, 1])
+    assert [what for run_id, what, _ in steps if run_id == "training"] == [
+        "dice_ce, seed 0, fold 0",
+        "connected, seed 0, fold 0",
+        "dice_ce, seed 1, fold 0",
+        "connected, seed 1, fold 0",
+    ]
+    rows = rows_of(root / "table" / "table.csv")
+    # cases 0.1 and 0.2, seeds 0 and 0.1 on top
+    assert float(rows["dice_ce"]["dice_mean"]) == pytest.approx(0.2)
+    assert float(rows["dice_ce"]["dice_std"]) == pytest.approx(0.1 / 2**0.5)
+    assert float(rows["connected"]["dice_mean"]) == pytest.approx(1.2)
+    assert (root / "table" / "against_dice_ce" / "comparison.html").is_file()
+    text = (root / "table" / "table.md").read_text()
+    assert "connected minus dice_ce: +1.000" in text and "4 of 4 scored runs" in text
+
+
+def test_finished_runs_are_left_alone_and_others_go_on(root, steps):
+    compare(root)
+    steps.clear()
+    table = root / "table"
+    (table / "connected" / "fold_0_seed_0" / "last.pt").unlink()
+    (table / "dice_ce" / "fold_0_seed_0" / "report_0" / "scores.csv").unlink()
+    compare(root, cost_steps=4)
+    assert [(run_id, what) for run_id, what, _ in steps] == [
+        ("evaluating", "scoring of dice_ce, seed 0, fold 0"),
+        ("training", "connected, seed 0, fold 0"),
+        ("costing", "cost of dice_ce"),
+        ("costing", "cost of connected"),
+    ]
+    assert steps[1][2]["resume"] is True
+    assert "| 0.500 | 100 |" in (table / "table.md").read_text()
+
+
+def test_cases_of_other_folders_are_scored_whole(root, steps):
+    compare(root, report_on=["held_out", "elsewhere"], report_folders=["images", "accurate"], losses=["dice_ce"])
+    scored = [knobs for run_id, _, knobs in steps if run_id == "evaluating"]
+    assert "fold" not in scored[0] and scored[0]["dataset_dir"] == str(root / "data")
+    assert (scored[1]["fold"], scored[1]["dataset_dir"]) == ("all", "elsewhere")
+    assert scored[1]["case_folders"] == ["images", "accurate"]
+
+
+def test_another_budget_in_the_same_table_is_refused(root, steps):
+    compare(root)
+    with pytest.raises(Exception) as error:
+        compare(root, epochs=2)
+    assert "holds runs with another epochs, which would stand in one table" in str(error.value.__cause__ or error.value)
+
+
+@pytest.mark.parametrize(
+    "knobs, message",
+    [
+        ({"losses": ["dice"]}, "losses must be of dice_ce, .*got 'dice'; add it to loss_library"),
+        ({"compared_folds": ["all"]}, "fold 'all' holds nothing out: set report_on to folders"),
+        ({"seeds": []}, "a comparison needs losses, seeds, compared_folds, report_on and at least 1 run"),
+    ],
+)
+def test_comparisons_that_cannot_be_made_are_refused(knobs, message, root, steps):
+    with pytest.raises(Exception) as error:
+        compare(root, **knobs)
+    with pytest.raises(Exception, match=message):
+        raise error.value.__cause__ or error.value
+    assert steps == []
+
+
+def test_run_that_fails_does_not_cost_the_others_their_place(root, steps, monkeypatch):
+    fake = loss_comparison.run_child
+
+    def fail(run_id, files, knobs, processes, what, log=None):
+        if what.startswith("dice_ce"):
+            raise RuntimeError("dice_ce ended with code 1.")
+        fake(run_id, files, knobs, processes, what, log)
+
+    monkeypatch.setattr(loss_comparison, "run_child", fail)
+    with pytest.raises(Exception) as error:
+        compare(root, baselines=[])
+    assert "1 of 2 runs failed, the table holds the others" in str(error.value.__cause__ or error.value)
+    assert list(rows_of(root / "table" / "table.csv")) == ["connected"]
+
+
+def test_only_seeds_that_every_loss_has_finished_count(tmp_path):
+    runs = []
+    for loss, seeds in (("a", (0, 1)), ("b", (0,))):
+        for seed in seeds:
+            folder = tmp_path / loss / f"fold_0_seed_{seed}"
+            (folder / "report_0").mkdir(parents=True)
+            (folder / "report_0" / "scores.csv").write_text(f"case,class,dice\n1,x,0.{seed + 1}\n")
+            runs.append(LossRun(loss, seed, "0", folder))
+    write_loss_table(tmp_path, runs, ["report_0"], ["dice"])
+    rows = rows_of(tmp_path / "table.csv")
+    assert float(rows["a"]["dice_mean"]) == float(rows["b"]["dice_mean"]) == 0.1
+
+
+def test_every_loss_of_the_library_can_be_built():
+    library = yaml.safe_load((CONFIGS / "compare.yaml").read_text())["loss_library"]
+    for name, fragment in library.items():
+        parser = monai.bundle.ConfigParser()
+        parser.read_config(files_of("train.yaml", "folder_2d.yaml"))
+        for key, value in fragment.items():
+            parser[key] = value
+        assert callable(parser.get_parsed_content("loss")), name
+
+
+def test_command_trains_scores_resumes_and_measures(root):
+    """The whole of it in processes, two losses with one seed; the second call starts nothing."""
+    table = root / "table"
+    arguments = ["comparing", "--config_file", str(files_of("train.yaml", "folder_2d.yaml", "compare.yaml"))]
+    arguments += ["--dataset_dir", root / "data", "--output_dir", table, "--cost_steps", 4]
+    for name, value in {**BUDGET, "losses": ["dice_ce", "connected"], "seeds": [0]}.items():
+        arguments += [f"--{name}", str(value)]
+    done = command(*arguments, cwd=root)
+    assert done.returncode == 0, done.stderr
+    assert "| connected |" in done.stdout
+    rows = rows_of(table / "table.csv")
+    assert set(rows) == {"dice_ce", "connected"}
+    assert all(float(row["step_seconds"]) > 0 and float(row["memory_mib"]) > 0 for row in rows.values())
+    curve = (table / "connected" / "fold_0_seed_0" / "curve.csv").read_text()
+    assert "false_tube" in curve and "weakest_link" in curve
+    assert "false_tube" not in (table / "dice_ce" / "fold_0_seed_0" / "curve.csv").read_text()
