@@ -16,6 +16,7 @@ from .connections import ConnectedTubesLoss
 from .crack_masks import CrackMaskReader
 from .datasets import Split, list_cases, split_cases
 from .deep_supervision import TubeDeepSupervisionLoss, pool_target
+from .hrnet import HRNet
 from .losses import DiceCESkeletonRecallLoss, SkeletonRecallLoss
 from .metrics import (
     BettiErrorMetric,
@@ -59,6 +60,7 @@ __all__ = [
     "ConnectedTubesLoss",
     "CrackMaskReader",
     "DiceCESkeletonRecallLoss",
+    "HRNet",
     "MapLabelValues",
     "MapLabelValuesD",
     "MapLabelValuesDict",

@@ -218,8 +218,8 @@ def _crackforest(root: Path) -> Iterator[Case | str]:
 
 def _folder(root: Path, images: str = "images", labels: str = "labels") -> Iterator[Case | str]:
     endings = "|".join(map(re.escape, VOLUMES + PICTURES))
-    found = (_by_name(_files(root / folder), rf"(?i:(.+?)(?:{endings}))") for folder in (images, labels))
-    yield from _pairs(*found, lambda name: name)
+    first, second = (_by_name(_files(root / folder), rf"(?i:(.+?)(?:{endings}))") for folder in (images, labels))
+    yield from _pairs(first, second, lambda name: name)
 
 
 def _folder_names(layout: str, case_folders: Sequence[str]) -> tuple[str, str]:

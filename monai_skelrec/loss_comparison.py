@@ -36,7 +36,7 @@ _SHARED = ("bundle_root", "overlap", "sw_batch_size", "amp", "device", "pictures
 # what may change between two calls: none of it changes what a run trains on or how long
 _FREE = {"losses", "loss_library", "seeds", "compared_folds", "baselines", "parallel", "report_on", "report_folders"}
 _FREE |= {"measures", "cost_steps", "device", "num_workers", "overlap", "sw_batch_size", "pictures", "output_dir"}
-_FREE |= {"cache", "cache_dir", "cache_rate"}
+_FREE |= {"cache", "cache_dir", "cache_rate", "comparing", "costing", "run"}
 
 
 class _Job(NamedTuple):

@@ -102,8 +102,8 @@ def mask_precision_recall(pred: np.ndarray, reference: np.ndarray) -> tuple[floa
     """
     if not pred.any() and not reference.any():
         return float("nan"), float("nan")
-    common = np.count_nonzero(pred & reference)
-    precision, recall = (common / max(1, np.count_nonzero(mask)) for mask in (pred, reference))
+    common = int(np.count_nonzero(pred & reference))
+    precision, recall = (common / max(1, int(np.count_nonzero(mask))) for mask in (pred, reference))
     return precision, recall
 
 
