@@ -61,18 +61,21 @@ class HRNet(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """
         Args:
-            x: picture, shape BCHW.
+            x: picture, shape BCHW, of any size.
 
         Returns:
             Logits, shape BNHW.
         """
+        height, width = x.shape[2:]
+        x = F.pad(x, (0, -width % _COARSEST, 0, -height % _COARSEST))
         branches = self.backbone(x)
         size = branches[0].shape[2:]
         joined = torch.cat([branches[0], *(_enlarge(branch, size) for branch in branches[1:])], 1)
-        return _enlarge(self.head(joined), x.shape[2:])
+        return _enlarge(self.head(joined), x.shape[2:])[..., :height, :width]
 
 
 _ALL = (1, 2, 3, 4)  # the stem before them is no branch
+_COARSEST = 32  # pixels of the picture in one of the last branch; timm adds up branches, which must fit
 
 
 def _enlarge(x: torch.Tensor, size: torch.Size) -> torch.Tensor:
