@@ -11,7 +11,10 @@ from torch.nn.modules.loss import _Loss
 
 from ..losses import DiceCESkeletonRecallLoss
 
-__all__ = ["ClassFields", "CompoundLoss", "check_iterations", "class_fields", "harmonic_loss", "label_of"]
+__all__ = ["ClassFields", "CompoundLoss", "HarmonicLoss", "Ratio", "class_fields", "harmonic_loss", "label_of"]
+
+
+Ratio = tuple[torch.Tensor, torch.Tensor]
 
 
 class ClassFields(NamedTuple):
@@ -112,12 +115,7 @@ def class_fields(
     return ClassFields(p, y, item, field + first, logits, label, keep, sigmoid, batch)
 
 
-def harmonic_loss(
-    fields: ClassFields,
-    precision: tuple[torch.Tensor, torch.Tensor],
-    recall: tuple[torch.Tensor, torch.Tensor],
-    smooth: float,
-) -> torch.Tensor:
+def harmonic_loss(fields: ClassFields, precision: Ratio, recall: Ratio, smooth: float) -> torch.Tensor:
     r"""One minus the harmonic mean of two ratios, per class: what clDice and its descendants end with.
 
     .. math::
@@ -137,17 +135,12 @@ def harmonic_loss(
     return fields.mean(1 - 2 * p * r / (p + r).clamp(min=1e-12))
 
 
-def check_iterations(iterations: int) -> int:
-    """At least one layer is to be taken off before a skeleton is left."""
-    if iterations < 1:
-        raise ValueError(f"iterations must be at least 1, half the thickness of the thickest class, got {iterations}.")
-    return iterations
-
-
 class CompoundLoss(_Loss):
     """Dice and cross-entropy as in :py:class:`monai_skelrec.DiceCESkeletonRecallLoss`, and a term of a subclass.
 
     Args:
+        iterations: layers that the skeleton of the term takes off; at least half the thickness of the thickest class,
+            in voxels.
         include_background: whether Dice counts channel 0; True for overlapping regions. The term never scores the
             background of class indices.
         lambda_dice: weight of Dice.
@@ -160,6 +153,9 @@ class CompoundLoss(_Loss):
 
     Attributes:
         terms: the terms of the last call before they are weighted, without gradient.
+
+    Raises:
+        ValueError: when ``iterations`` is below 1 or a weight is negative.
     """
 
     # of the term among `terms`
@@ -167,6 +163,7 @@ class CompoundLoss(_Loss):
 
     def __init__(
         self,
+        iterations: int = 10,
         include_background: bool = False,
         lambda_dice: float = 1.0,
         lambda_ce: float = 1.0,
@@ -178,6 +175,11 @@ class CompoundLoss(_Loss):
         super().__init__()
         if lambda_skeleton < 0:
             raise ValueError(f"lambda_skeleton must be at least 0, got {lambda_skeleton}.")
+        if iterations < 1:
+            raise ValueError(
+                f"iterations must be at least 1, half the thickness of the thickest class, got {iterations}."
+            )
+        self.iterations = iterations
         self.dice_ce = DiceCESkeletonRecallLoss(
             include_background=include_background,
             lambda_dice=lambda_dice,
@@ -222,4 +224,37 @@ class CompoundLoss(_Loss):
 
     def term(self, fields: ClassFields) -> torch.Tensor:
         """The further term; a scalar, at least one field is there."""
+        raise NotImplementedError
+
+
+class HarmonicLoss(CompoundLoss):
+    """A term that ends in :py:func:`harmonic_loss`, of the two ratios that a subclass gives.
+
+    Args:
+        iterations: see :py:class:`CompoundLoss`, as all but ``smooth``.
+        smooth: added to numerators and denominators.
+    """
+
+    def __init__(
+        self,
+        iterations: int = 10,
+        smooth: float = 1.0,
+        include_background: bool = False,
+        lambda_dice: float = 1.0,
+        lambda_ce: float = 1.0,
+        lambda_skeleton: float = 1.0,
+        sigmoid: bool = False,
+        batch: bool = False,
+        ignore_index: int | None = None,
+    ) -> None:
+        super().__init__(
+            iterations, include_background, lambda_dice, lambda_ce, lambda_skeleton, sigmoid, batch, ignore_index
+        )
+        self.smooth = float(smooth)
+
+    def term(self, fields: ClassFields) -> torch.Tensor:
+        return harmonic_loss(fields, *self.ratios(fields), self.smooth)
+
+    def ratios(self, fields: ClassFields) -> tuple[Ratio, Ratio]:
+        """Precision and recall, each as numerator and denominator of every voxel, shape M1H[WD]."""
         raise NotImplementedError

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from monai.transforms.utils import distance_transform_edt
 
-from ._compound import ClassFields, CompoundLoss, check_iterations, harmonic_loss
+from ._compound import ClassFields, HarmonicLoss, Ratio
 from .cldice import soft_skeleton
 
 __all__ = ["DiceCEcbDiceLoss", "Geometry", "geometry"]
@@ -45,7 +45,7 @@ def geometry(p: torch.Tensor, skeleton: torch.Tensor) -> Geometry:
     return Geometry(depth, depth * line, weight * line)
 
 
-class DiceCEcbDiceLoss(CompoundLoss):
+class DiceCEcbDiceLoss(HarmonicLoss):
     r"""Dice, cross-entropy and the centreline boundary Dice (cbDice) of [1], class by class.
 
     With probabilities :math:`p`, label :math:`Y`, their soft skeletons :math:`S`, and from :py:func:`geometry` the
@@ -86,23 +86,7 @@ class DiceCEcbDiceLoss(CompoundLoss):
 
     NAME = "cbdice"
 
-    def __init__(
-        self,
-        iterations: int = 10,
-        smooth: float = 1.0,
-        include_background: bool = False,
-        lambda_dice: float = 1.0,
-        lambda_ce: float = 1.0,
-        lambda_skeleton: float = 1.0,
-        sigmoid: bool = False,
-        batch: bool = False,
-        ignore_index: int | None = None,
-    ) -> None:
-        super().__init__(include_background, lambda_dice, lambda_ce, lambda_skeleton, sigmoid, batch, ignore_index)
-        self.iterations = check_iterations(iterations)
-        self.smooth = float(smooth)
-
-    def term(self, fields: ClassFields) -> torch.Tensor:
+    def ratios(self, fields: ClassFields) -> tuple[Ratio, Ratio]:
         p, y = fields.p, fields.y
         skeleton_p, skeleton_y = soft_skeleton(p, self.iterations), soft_skeleton(y, self.iterations)
         of_p, of_y = geometry(p, skeleton_p), geometry(y, skeleton_y)
@@ -110,4 +94,4 @@ class DiceCEcbDiceLoss(CompoundLoss):
         radius_p = of_p.radius * p
         precision = line_p * of_y.depth, line_p * torch.where(of_y.radius > 0, of_y.radius, radius_p)
         recall = line_y * of_p.depth * p, line_y * torch.where(radius_p > 0, radius_p, of_y.radius)
-        return harmonic_loss(fields, precision, recall, self.smooth)
+        return precision, recall

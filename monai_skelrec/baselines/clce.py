@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ._compound import ClassFields, CompoundLoss, check_iterations
+from ._compound import ClassFields, CompoundLoss
 from .cldice import soft_skeleton
 
 __all__ = ["DiceCEclCELoss"]
@@ -46,20 +46,6 @@ class DiceCEclCELoss(CompoundLoss):
     """
 
     NAME = "clce"
-
-    def __init__(
-        self,
-        iterations: int = 10,
-        include_background: bool = False,
-        lambda_dice: float = 1.0,
-        lambda_ce: float = 1.0,
-        lambda_skeleton: float = 1.0,
-        sigmoid: bool = False,
-        batch: bool = False,
-        ignore_index: int | None = None,
-    ) -> None:
-        super().__init__(include_background, lambda_dice, lambda_ce, lambda_skeleton, sigmoid, batch, ignore_index)
-        self.iterations = check_iterations(iterations)
 
     def term(self, fields: ClassFields) -> torch.Tensor:
         skeletons = soft_skeleton(fields.y, self.iterations) + soft_skeleton(fields.p, self.iterations)

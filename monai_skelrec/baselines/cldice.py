@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from ._compound import ClassFields, CompoundLoss, check_iterations, harmonic_loss
+from ._compound import ClassFields, HarmonicLoss, Ratio
 
 __all__ = ["DiceCEclDiceLoss", "soft_skeleton"]
 
@@ -56,7 +56,7 @@ def _max_pool(x: torch.Tensor, size: list[int]) -> torch.Tensor:
     return pool(x, size, stride=1, padding=[n // 2 for n in size])
 
 
-class DiceCEclDiceLoss(CompoundLoss):
+class DiceCEclDiceLoss(HarmonicLoss):
     r"""Dice, cross-entropy and soft clDice of [1], class by class.
 
     Per item and class with probabilities :math:`p`, label :math:`Y` and the soft skeletons :math:`S_p, S_Y`:
@@ -93,24 +93,11 @@ class DiceCEclDiceLoss(CompoundLoss):
 
     NAME = "cldice"
 
-    def __init__(
-        self,
-        iterations: int = 10,
-        smooth: float = 1.0,
-        include_background: bool = False,
-        lambda_dice: float = 1.0,
-        lambda_ce: float = 1.0,
-        lambda_skeleton: float = 1.0,
-        sigmoid: bool = False,
-        batch: bool = False,
-        ignore_index: int | None = None,
-    ) -> None:
-        super().__init__(include_background, lambda_dice, lambda_ce, lambda_skeleton, sigmoid, batch, ignore_index)
-        self.iterations = check_iterations(iterations)
-        self.smooth = float(smooth)
-
-    def term(self, fields: ClassFields) -> torch.Tensor:
+    def ratios(self, fields: ClassFields) -> tuple[Ratio, Ratio]:
         p, y = fields.p, fields.y
-        of_p = soft_skeleton(p, self.iterations)
-        of_y = soft_skeleton(y, self.iterations)
-        return harmonic_loss(fields, (of_p * y, of_p), (of_y * p, of_y), self.smooth)
+        of_p, of_y = self.skeletons(p, y)
+        return (of_p * y, of_p), (of_y * p, of_y)
+
+    def skeletons(self, p: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the probabilities and of the label, shape M1H[WD] both."""
+        return soft_skeleton(p, self.iterations), soft_skeleton(y, self.iterations)

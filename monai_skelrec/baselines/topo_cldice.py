@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ._compound import ClassFields, CompoundLoss, check_iterations, harmonic_loss
+from .cldice import DiceCEclDiceLoss
 from .simple_points import thin
 
 __all__ = ["DiceCETopoclDiceLoss", "sampled_skeleton"]
@@ -50,7 +50,7 @@ def sampled_skeleton(p: torch.Tensor, iterations: int, noise: float = 0.33, temp
     return left * (1 + (soft - soft.detach()))
 
 
-class DiceCETopoclDiceLoss(CompoundLoss):
+class DiceCETopoclDiceLoss(DiceCEclDiceLoss):
     r"""Dice, cross-entropy and clDice, its soft skeleton replaced by the topology-preserving one of [1].
 
     The formula is that of :py:class:`monai_skelrec.baselines.DiceCEclDiceLoss` with :math:`S_p` of
@@ -98,16 +98,22 @@ class DiceCETopoclDiceLoss(CompoundLoss):
         batch: bool = False,
         ignore_index: int | None = None,
     ) -> None:
-        super().__init__(include_background, lambda_dice, lambda_ce, lambda_skeleton, sigmoid, batch, ignore_index)
+        super().__init__(
+            iterations,
+            smooth,
+            include_background,
+            lambda_dice,
+            lambda_ce,
+            lambda_skeleton,
+            sigmoid,
+            batch,
+            ignore_index,
+        )
         if noise < 0 or temperature <= 0:
             raise ValueError(f"noise must be at least 0 and temperature positive, got {noise} and {temperature}.")
-        self.iterations = check_iterations(iterations)
         self.noise = float(noise)
         self.temperature = float(temperature)
-        self.smooth = float(smooth)
 
-    def term(self, fields: ClassFields) -> torch.Tensor:
-        p, y = fields.p, fields.y
+    def skeletons(self, p: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         of_p = sampled_skeleton(p, self.iterations, self.noise, self.temperature)
-        of_y = thin(y[:, 0] > 0, self.iterations).unsqueeze(1)
-        return harmonic_loss(fields, (of_p * y, of_p), (of_y * p, of_y), self.smooth)
+        return of_p, thin(y[:, 0] > 0, self.iterations).unsqueeze(1)
