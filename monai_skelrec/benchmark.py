@@ -13,7 +13,6 @@ import platform
 import re
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
@@ -29,6 +28,7 @@ from tqdm import tqdm
 
 from . import baselines
 from .losses import DiceCESkeletonRecallLoss
+from .peak_memory import peak_bytes
 
 __all__ = ["LOSSES", "RIVALS", "published_recall", "run_benchmark"]
 
@@ -250,9 +250,9 @@ def _measure(
     if model is None:  # libraries load and threads start here
         call(*_inputs(case._replace(batch_size=1, patch_size=(8,) * len(case.patch_size)), channels, device))
     x, target = _inputs(case, channels, device)
-    before = _peak_bytes(device, reset=True)
+    before = peak_bytes(device, reset=True)
     call(x, target)
-    after = _peak_bytes(device)
+    after = peak_bytes(device)
     n_calls = GPU_CALLS if on_gpu else 1
     start = time.perf_counter()
     for _ in range(n_calls):
@@ -268,16 +268,6 @@ def _inputs(case: Case, channels: int, device: torch.device) -> tuple[torch.Tens
     label.sub_(0.97).mul_((case.n_classes - 1) / 0.03).ceil_().clamp_(0, case.n_classes - 1)
     tube.lt_(0.3).mul_(label)
     return x.requires_grad_(case.what == LOSS_ONLY), target
-
-
-def _peak_bytes(device: torch.device, reset: bool = False) -> int:
-    """Most memory held so far; with ``reset`` on a GPU, what is held now."""
-    if device.type != "cpu":
-        if reset:
-            torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 # --- tables and picture ----------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import resource
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from monai.transforms import (
 )
 
 from .label_files import write_label_map
+from .peak_memory import peak_bytes
 from .reading import read_scan
 from .scans import Scan
 from .segmenting import Segmenter
@@ -116,7 +116,7 @@ def format_scans_benchmark(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _measure(way: str, path: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    before = _peak_gb()
+    before = peak_bytes() / 1e9
     torch.manual_seed(0)
     network = options["network"]().eval()
     began = _cpu_s()
@@ -136,7 +136,7 @@ def _measure(way: str, path: str, options: Mapping[str, Any]) -> dict[str, Any]:
         write_label_map(target, result.labels, result.affine, path)
         tiles = result.plan.tiles
     cpu = _cpu_s() - began
-    return {"peak_gb": _peak_gb(), "before_gb": before, "cpu_s": cpu, "tiles": tiles, "label_map": target}
+    return {"peak_gb": peak_bytes() / 1e9, "before_gb": before, "cpu_s": cpu, "tiles": tiles, "label_map": target}
 
 
 def _stock(path: str, target: str, network: torch.nn.Module, options: Mapping[str, Any]) -> None:
@@ -164,11 +164,6 @@ def _stock(path: str, target: str, network: torch.nn.Module, options: Mapping[st
         data = before({"image": path})
         data["pred"] = inferer(data["image"][None], network)[0]
         after(data)
-
-
-def _peak_gb() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e9 if sys.platform == "darwin" else 1024 * peak / 1e9
 
 
 def _cpu_s() -> float:

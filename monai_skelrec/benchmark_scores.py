@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import math
 import multiprocessing
-import resource
 import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
@@ -20,6 +19,7 @@ from skimage.morphology import skeletonize
 
 from .benchmark_skeletons import curved_tubes
 from .case_scores import score_indices
+from .peak_memory import peak_bytes
 
 __all__ = ["MEASURED", "naive_scores", "score_speed", "vessel_pair"]
 
@@ -122,7 +122,7 @@ def _ours(shape: Sequence[int], box: Sequence[int], tubes: int, repeats: int, th
     torch.set_num_threads(threads)
     score_indices(*vessel_pair((32, 32, 32), (32, 32, 32), 2), _names(), _SPACING)  # tables are filled once a process
     pred, reference = vessel_pair(shape, box, tubes)
-    before = _peak_gib()
+    before = round(peak_bytes() / 2**30, 2)
     seconds: dict[str, list[float]] = {"five_s": [], "five_cpu_s": [], "all_s": [], "all_cpu_s": []}
     for _ in range(repeats):
         for name, measures in (("five", MEASURED), ("all", None)):
@@ -136,7 +136,7 @@ def _ours(shape: Sequence[int], box: Sequence[int], tubes: int, repeats: int, th
         "scores": {row["class"]: row for row in rows},
         **{name: round(min(times), 3) for name, times in seconds.items()},
         "before_gib": before,
-        "peak_gib": _peak_gib(),
+        "peak_gib": round(peak_bytes() / 2**30, 2),
     }
 
 
@@ -150,11 +150,6 @@ def _naive(shape: Sequence[int], box: Sequence[int], tubes: int, classes: int, t
 
 def _names() -> list[str]:
     return ["background", *(f"class {index}" for index in range(1, _CLASSES + 1))]
-
-
-def _peak_gib() -> float:
-    """The most memory that this process has held."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
 
 
 def _in_a_process(measure: Any, arguments: tuple[Any, ...]) -> dict[str, Any]:

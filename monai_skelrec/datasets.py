@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from .grids import PICTURES, VOLUMES, grid_difference, read_grid
+from .grids import PICTURES, VOLUMES, grid_difference, read_grid, reason_of
 
 __all__ = ["LAYOUTS", "PICTURES", "VOLUMES", "Split", "list_cases", "split_cases"]
 
@@ -294,8 +294,7 @@ def _problems_of(case: Case, spatial_dims: int) -> Iterator[str]:
             grids[kind] = read_grid(case[kind])
         # each library has its own exceptions for a damaged file; all of them mean the same to the user
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-            yield f"{case[kind]} cannot be read: {reason}"
+            yield f"{case[kind]} cannot be read: {reason_of(error)}"
             return
         shape = grids[kind].shape
         if len(shape) != spatial_dims:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .fingerprints import sha256
 from .label_maps import read_label_map
 from .processes import is_first, wait_for_all
 from .summaries import write_json
@@ -45,7 +45,7 @@ def cases_to_predict(
     folder, record = Path(predictions_dir), Path(predictions_dir).parent / _RECORD
     config = running_config()
     settings = {key: config[key] for key in _SETTINGS if key in config and key != "checkpoint"}
-    made_by = {"weights": hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest(), **_as_written(settings)}
+    made_by = {"weights": sha256(checkpoint), **_as_written(settings)}
     if folder.is_dir() and any(folder.iterdir()):
         _refuse_others(folder, record, made_by)
     # nobody may write before everybody has looked

@@ -19,7 +19,7 @@ import monai
 import numpy as np
 import torch
 
-__all__ = ["file_state", "fingerprint"]
+__all__ = ["file_state", "fingerprint", "sha256"]
 
 _KNOWN = ("monai.", "torch.", "numpy.", "builtins.")  # their code is named by their version
 _HEADERS = (".mhd", ".nhdr", ".hdr")  # the voxels lie in another file of the same name
@@ -56,6 +56,19 @@ def file_state(path: str) -> tuple[Any, ...] | None:
     if file.suffix.lower() in _HEADERS:
         files = sorted(one for one in file.parent.iterdir() if one.name.startswith(f"{file.stem}."))
     return tuple((str(one.resolve()), one.stat().st_size, one.stat().st_mtime_ns) for one in files)
+
+
+def sha256(path: str | Path) -> str:
+    """Hash of a file's content.
+
+    Args:
+        path: such as that of the weights.
+    """
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _words(thing: Any, inside: tuple[int, ...]) -> Iterator[str]:

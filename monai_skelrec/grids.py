@@ -22,6 +22,7 @@ __all__ = [
     "ending",
     "grid_difference",
     "read_grid",
+    "reason_of",
     "voxel_size",
 ]
 
@@ -41,6 +42,18 @@ class Grid(NamedTuple):
 
     shape: tuple[int, ...]
     affine: np.ndarray | None
+
+
+def reason_of(error: BaseException) -> str:
+    """What a library says of a file that it cannot read: one line, without a full stop.
+
+    Args:
+        error: the library's own exception; its first cause speaks.
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__).rstrip(".")
 
 
 def read_grid(path: str) -> Grid:

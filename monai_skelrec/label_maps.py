@@ -11,7 +11,7 @@ import numpy as np
 from monai.utils import optional_import
 
 from .crack_masks import read_crack_mask
-from .grids import CRACK_MASKS, PICTURES, affine_of_itk, voxel_size
+from .grids import CRACK_MASKS, PICTURES, affine_of_itk, reason_of, voxel_size
 from .mask_scores import bounding_box
 
 __all__ = ["as_labels", "check_other_values", "read_image", "read_label_map", "to_class_indices", "voxel_size"]
@@ -106,8 +106,7 @@ def read_image(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
             raise ValueError(f"expected one of {', '.join((*_NIFTI, *_ITK, '.npy', *PICTURES))}")
     # each library has its own exceptions for a damaged file; all of them mean the same to the user
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].rstrip(".")
-        raise ValueError(f"{path} cannot be read: {reason}.") from error
+        raise ValueError(f"{path} cannot be read: {reason_of(error)}.") from error
     # NIfTI and MHA often store a volume with further axes of length 1
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]

@@ -5,29 +5,25 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import math
-import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import torch
 import yaml
 from monai.bundle import ConfigParser
 from monai.engines import SupervisedTrainer
-from monai.utils import optional_import
 
 from .checkpoints import CONFIG, finished_epochs
 from .child_runs import run_child
 from .loss_table import COST, LossRun, write_loss_table
+from .peak_memory import peak_bytes
 from .summaries import write_json
 from .throughput import measure_training
 from .workflows import TASK, running_workflow, write_yaml
 
 __all__ = ["HELD_OUT", "compare_losses", "write_step_cost"]
 
-resource, _has_resource = optional_import("resource")
 
 HELD_OUT = "held_out"
 
@@ -163,17 +159,10 @@ def write_step_cost(trainer: SupervisedTrainer, output_dir: str) -> None:
     rows, _ = measure_training(trainer)
     on_gpu = str(trainer.state.device).startswith("cuda")
     seconds = sum(row.clock_ms if on_gpu else row.processor_ms for row in rows) / 1000
-    write_json(Path(output_dir) / COST, {"seconds": seconds, "memory_mib": _peak_mib(on_gpu), "gpu": on_gpu})
-
-
-def _peak_mib(on_gpu: bool) -> float:
-    if on_gpu:
-        return torch.cuda.max_memory_allocated() / 2**20
-    if not _has_resource:  # Windows
-        return math.nan
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # kilobytes, on macOS bytes
-    return float(peak) / (2**20 if sys.platform == "darwin" else 2**10)
+    write_json(
+        Path(output_dir) / COST,
+        {"seconds": seconds, "memory_mib": peak_bytes(trainer.state.device) / 2**20, "gpu": on_gpu},
+    )
 
 
 def _run_of(folder: Path, job: _Job) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from .files import remove_unfinished, replace
 from .fingerprints import file_state
 from .scans import Scan, series_files
 
-__all__ = ["MANIFEST", "Records", "scan_state", "sha256", "versions", "write_manifest"]
+__all__ = ["MANIFEST", "Records", "scan_state", "versions", "write_manifest"]
 
 MANIFEST = "manifest.json"
 
@@ -72,19 +71,6 @@ def scan_state(scan: Scan) -> list[tuple[str, int, int]]:
     files = [scan.path] if scan.series is None else series_files(scan.path).get(scan.series, [])
     found = [each for file in files for each in file_state(file) or ()]
     return [(Path(path).name, size, time) for path, size, time in found]
-
-
-def sha256(path: str | Path) -> str:
-    """Hash of a file's content.
-
-    Args:
-        path: such as that of the weights.
-    """
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def versions() -> dict[str, str | None]:

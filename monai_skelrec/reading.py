@@ -13,7 +13,7 @@ from monai.data.utils import to_affine_nd
 from monai.transforms import Compose, LoadImage, ScaleIntensityRanged
 from monai.utils import optional_import
 
-from .grids import PICTURES, ending
+from .grids import PICTURES, ending, reason_of
 from .intake import CheckScan
 from .scans import Scan, series_files
 
@@ -84,7 +84,7 @@ def read_scan(
         raise
     # each library has its own exceptions for a damaged file; all of them mean the same to the user
     except Exception as error:
-        raise UnusableScan(f"{scan.path} cannot be read: {_last_line(error)}.") from error
+        raise UnusableScan(f"{scan.path} cannot be read: {reason_of(error)}.") from error
     is_numpy = ending(scan.path) == ".npy"
     image = _channel_first(data, spatial_dims, channels, is_numpy)
     if image.ndim != spatial_dims + 1:
@@ -143,7 +143,7 @@ def _refuse_picture(path: str) -> None:
         with pil_image.open(path) as picture:
             pages, mode = getattr(picture, "n_frames", 1), picture.mode
     except Exception as error:
-        raise UnusableScan(f"{path} cannot be read: {_last_line(error)}.") from error
+        raise UnusableScan(f"{path} cannot be read: {reason_of(error)}.") from error
     if pages > 1:
         raise UnusableScan(f"{path} holds {pages} pictures; give each a file of its own.")
     if mode[0] in "IF":
@@ -205,10 +205,3 @@ def _suspicions(
                 "another modality, or rescaled?"
             )
     return notes
-
-
-def _last_line(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__).rstrip(".")

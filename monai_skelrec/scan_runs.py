@@ -20,9 +20,9 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from .files import remove_unfinished
-from .fingerprints import fingerprint
+from .fingerprints import fingerprint, sha256
 from .label_files import ending_like, write_label_map
-from .manifests import Records, scan_state, sha256, versions, write_manifest
+from .manifests import Records, scan_state, versions, write_manifest
 from .processes import is_first
 from .reading import Loaded, UnusableScan
 from .scans import Scan

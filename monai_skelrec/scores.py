@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from .case_scores import MERGED, check_classes, check_measures, score_case, score_indices
 from .files import replace
+from .fingerprints import file_state
 from .label_maps import read_label_map
 from .pairs import Matched, indices_of, match_label_maps, read_pair, read_raw_pair
 from .summaries import AVERAGE, CONVENTIONS, format_table, summarise, write_json, write_tables
@@ -258,12 +259,8 @@ def _score_files(prediction_path: str, reference_path: str, options: _Options) -
 
 
 def _key(files: Sequence[str], options: _Options) -> str:
-    """Fingerprint of everything that the scores of a case depend on; files that are missing have none."""
-    seen = []
-    for file in files:
-        path = Path(file)
-        state = path.stat() if path.is_file() else None
-        seen.append((str(path.resolve()), state and state.st_size, state and state.st_mtime_ns))
+    """Fingerprint of everything that the scores of a case depend on."""
+    seen = [(file, file_state(file)) for file in files]  # no state: it is missing
     versions = (_FORMAT, version("monai"), version("scikit-image"))
     text = json.dumps([seen, asdict(options), versions])
     return hashlib.sha256(text.encode()).hexdigest()
