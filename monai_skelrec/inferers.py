@@ -1,4 +1,4 @@
-"""Step "image -> logits": MONAI's sliding window, each window seen in its mirror images as well."""
+"""Step "image -> logits": windows seen in their mirror images as well, and in lower precision on a CPU too."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from itertools import chain, combinations
 from typing import Any
 
 import torch
-from monai.inferers import SlidingWindowInferer
+from monai.inferers import Inferer, SlidingWindowInferer
 
-__all__ = ["MirroringInferer", "mirror_images", "mirrored"]
+__all__ = ["AutocastInferer", "MirroringInferer", "autocast_on_cpu", "mirror_images", "mirrored"]
 
 
 def mirror_images(mirror_axes: Sequence[int], spatial_dims: int) -> list[tuple[int, ...]]:
@@ -91,3 +91,49 @@ class MirroringInferer(SlidingWindowInferer):
             Logits, shape BNH[WD].
         """
         return super().__call__(inputs, mirrored(network, self.mirror_axes), *args, **kwargs)
+
+
+def autocast_on_cpu(network: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a network in bfloat16 where its input lies on a CPU; elsewhere MONAI's engines see to it.
+
+    A CPU that computes in bfloat16 itself (AVX-512 BF16, AMX) trains about twice as fast; another is slower for it.
+
+    Args:
+        network: BCH[WD] -> a tensor, or a list of the tensors of training heads.
+
+    Returns:
+        Takes what ``network`` does; on a CPU the tensors it returns are float32.
+    """
+
+    def predict(windows: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if windows.device.type != "cpu":
+            return network(windows, *args, **kwargs)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = network(windows, *args, **kwargs)
+        return [head.float() for head in found] if isinstance(found, (list, tuple)) else found.float()
+
+    return predict
+
+
+class AutocastInferer(Inferer):
+    """Another inferer whose network runs in mixed precision on a CPU too, which ``amp`` of MONAI's engines leaves out.
+
+    Args:
+        inferer: MONAI's SimpleInferer, SlidingWindowInferer, ...
+        amp: False: ``inferer`` as it is.
+    """
+
+    def __init__(self, inferer: Inferer, amp: bool = True) -> None:
+        super().__init__()
+        self.inferer = inferer
+        self.amp = amp
+
+    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """
+        Args:
+            inputs: image, shape BCH[WD].
+            network: see :py:func:`autocast_on_cpu`.
+            args: handed to the network.
+            kwargs: handed to the network.
+        """
+        return self.inferer(inputs, autocast_on_cpu(network) if self.amp else network, *args, **kwargs)

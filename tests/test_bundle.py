@@ -261,7 +261,7 @@ def test_evaluation_predicts_as_inference_does():
                 options = {} if isinstance(step, str) else {**step, "func": None, "print_log": None, "output_dir": None}
                 steps[-1].append((kind, options))
         assert steps[0] == steps[1]
-    assert evaluate["inferer"] == inference["inferer"]
+    assert evaluate["inferer"]["inferer"] == inference["inferer"]
 
 
 def words_of(content):

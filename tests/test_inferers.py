@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from monai.inferers import SlidingWindowInferer
+from monai.inferers import SimpleInferer, SlidingWindowInferer
 
-from monai_skelrec.inferers import MirroringInferer, mirror_images, mirrored
+from monai_skelrec.inferers import AutocastInferer, MirroringInferer, mirror_images, mirrored
 
 
 def network(dims=3):
@@ -61,3 +61,27 @@ def test_inferer_mirrors_each_window():
 def test_axes_that_do_not_exist_are_refused(axes):
     with pytest.raises(ValueError, match="mirror_axes must be axes 0 to 2, each once"):
         mirrored(network(), axes)(torch.rand(1, 1, 4, 4, 4))
+
+
+def test_on_a_cpu_amp_runs_the_network_in_bfloat16_and_hands_over_float32():
+    net, x = network(), torch.rand(1, 1, 8, 8, 8)
+    seen = []
+    net.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
+    exact, rounded = net(x), AutocastInferer(SimpleInferer())(x, net)
+    assert seen == [torch.float32, torch.bfloat16] and rounded.dtype == torch.float32
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, atol=0.02, rtol=0.02)
+
+
+def test_without_amp_an_inferer_is_left_as_it_is():
+    net, x = network(), torch.rand(1, 1, 8, 9, 10)
+    window = SlidingWindowInferer((4, 4, 4), overlap=0.5)
+    assert torch.equal(AutocastInferer(window, amp=False)(x, net), window(x, net))
+
+
+def test_every_training_head_comes_back_in_float32():
+    def heads(x):
+        return [network()(x), network()(x)[..., ::2]]
+
+    found = AutocastInferer(SimpleInferer())(torch.rand(1, 1, 8, 8, 8), heads)
+    assert [head.dtype for head in found] == [torch.float32] * 2 and found[1].shape[-1] == 4
