@@ -166,14 +166,26 @@ def _between(logits: torch.Tensor, last: torch.Tensor | None, begin: int, rows: 
     """Interpolate along the streaming axis; the slice before the piece is the last one of the piece before."""
     device = logits.device
     reach = (rows.low < begin) & (rows.weight > 0) | (rows.high < begin)
-    high = logits.index_select(1, (rows.high - begin).clamp_(min=0).to(device))
+    high = _slices(logits, (rows.high - begin).clamp_(min=0))
     if not bool(rows.weight.any()) and not bool(reach.any()):
         return high
-    low = logits.index_select(1, (rows.low - begin).clamp_(min=0).to(device))
+    low = _slices(logits, (rows.low - begin).clamp_(min=0))
     if last is not None and bool(reach.any()):
+        low = low.clone()
         low[:, reach.to(device)] = last.expand(-1, int(reach.sum()), *last.shape[2:])
     weight = rows.weight.to(device).reshape(1, -1, *[1] * (low.ndim - 2))
-    return low.lerp_(high, weight.expand_as(low))
+    return torch.lerp(low, high, weight.expand_as(low))
+
+
+def _slices(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Some slices; a view where they follow each other.
+
+    Not ``index_select``: of a view of the ring it copies the whole piece, however few slices are asked for.
+    """
+    first = int(rows[0])
+    if torch.equal(rows, torch.arange(first, first + len(rows))):
+        return logits[:, first : first + len(rows)]
+    return logits[:, rows.to(logits.device)]
 
 
 def _cut(axis_map: AxisMap, part: slice) -> AxisMap:
