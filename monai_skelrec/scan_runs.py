@@ -130,8 +130,9 @@ def segment_scans(
         options: all else that the result depends on; a rerun with others does every scan again.
 
     Returns:
-        One record for each scan: name, files, status ("done", "failed"), reason, seconds, warnings, label_map, numbers.
-        ``new`` says whether this run did it. Complete on the first process only, which waits for the others.
+        One record for each scan: name, path, process (its rank), status ("done", "failed"), reason, seconds, warnings,
+        label_map, numbers. ``new`` says whether this run did it. Complete on the first process only, which waits for
+        the others.
 
     Raises:
         OSError: when the disk is full or cannot be written; the scans done until then are kept.
@@ -167,7 +168,13 @@ def segment_scans(
     )
     try:
         for scan in own:
-            known = {"name": scan.name, "path": str(Path(scan.path).resolve()), "key": keys[scan.name], "run": run}
+            known = {
+                "name": scan.name,
+                "path": str(Path(scan.path).resolve()),
+                "key": keys[scan.name],
+                "run": run,
+                "process": idist.get_rank(),
+            }
             ending_now = ending_like(scan.path, output_ext) if same_format else output_ext
             target = output_dir / f"{scan.name}{ending_now}"
             records.write(scan.name, {**known, "status": "begun", "started": _now()})

@@ -67,6 +67,22 @@ def command(*arguments, cwd):
     )
 
 
+def two_processes(run_id, files, **knobs):
+    """A run under torchrun; its processes find the tests' own modules too."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "monai.bundle", "run", run_id, "--config_file", str(files)]
+    for name, value in knobs.items():
+        command += [f"--{name}", str(value)]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=300
+    )
+
+
 def save_nifti(path, array, affine=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     nibabel.save(nibabel.Nifti1Image(array, np.diag([0.8, 0.8, 1.2, 1]) if affine is None else affine), path)

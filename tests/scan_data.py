@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from pathlib import Path
+
 import itk
 import nibabel
 import numpy as np
@@ -63,6 +67,29 @@ def write_task(folder, dims=3, **facts):
     }
     (folder / "task.yaml").write_text(yaml.safe_dump(content))
     return folder / "task.yaml"
+
+
+class NoteScan:
+    """An intensity step that notes, in a file of each process, the largest value of every scan that is segmented.
+
+    Args:
+        keys: "image".
+        folder: gets the notes.
+        kill: largest value of the scan that kills the process, the first time it is seen.
+    """
+
+    def __init__(self, keys, folder, kill=None):
+        self.folder, self.kill = Path(folder), kill
+
+    def __call__(self, data):
+        seen = int(data["image"].max())
+        with (self.folder / f"process_{os.environ.get('RANK', '0')}.txt").open("a") as file:
+            file.write(f"{seen}\n")
+        killed = self.folder / "killed"
+        if seen == self.kill and not killed.exists():
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return data
 
 
 def affine_of(spacing=SPACING, origin=ORIGIN, rotation=None):

@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import csv
 import os
-import subprocess
-import sys
 
 import monai.bundle
 import numpy as np
 import pytest
 import torch
-from bundle_data import ROOT, SMALL_BUDGET, SMALL_NETWORK_2D, files_of, write_data
+from bundle_data import SMALL_BUDGET, SMALL_NETWORK_2D, files_of, two_processes, write_data
 from PIL import Image
 
 BUDGET = {**SMALL_BUDGET, **SMALL_NETWORK_2D, "epochs": 2, "iterations_per_epoch": 3}
-
-
-def two_processes(run_id, files, **knobs):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["-m", "monai.bundle", "run", run_id, "--config_file", str(files)]
-    for name, value in knobs.items():
-        command += [f"--{name}", str(value)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=300
-    )
 
 
 @pytest.fixture(scope="module")
