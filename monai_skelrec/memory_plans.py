@@ -73,7 +73,9 @@ def plan_memory(
         ring = _FLOAT * (classes + 1) * slices[axis] * part * window[axis]
         # the slice of either grid that is larger, a few times: neighbours, their mean along each axis, maximum
         wide = max(slices[axis], scan / scan_shape[axis]) * part * classes
-        work = 5 * _FLOAT * max(wide, CHUNK) + _FLOAT * slices[axis] * part * classes
+        # as many slices at once as are ready, within CHUNK
+        ready = window[axis] * max(scan_shape[axis] / network_shape[axis], 1) + 1
+        work = 5 * _FLOAT * max(wide, min(CHUNK, wide * ready)) + _FLOAT * slices[axis] * part * classes
         labels = scan * (1 if classes <= 256 else 2)
         return max(preparing, _FLOAT * channels * image + ring + work + labels) / _GB
 
@@ -83,7 +85,7 @@ def plan_memory(
         if tiles == 0:
             raise ValueError(
                 f"a scan of {' x '.join(map(str, scan_shape))} voxels, {' x '.join(map(str, network_shape))} at the "
-                f"network's spacing, needs at least {memory(most):.1f} GB for {classes} classes; max_memory_gb is "
+                f"network's spacing, needs at least {memory(most):.3g} GB for {classes} classes; max_memory_gb is "
                 f"{max_memory_gb:g}."
             )
-    return Plan(axis, tile_axis, tiles, round(memory(tiles), 1))
+    return Plan(axis, tile_axis, tiles, float(f"{memory(tiles):.3g}"))

@@ -81,8 +81,8 @@ def test_bound_on_memory_is_kept_or_the_scan_refused():
     scan, net = scan_of((40, 40, 40), affine_of((1, 1, 1))), network()
     free = segmenter(net, None)(lambda: scan)
     assert free.plan.tiles == 1
-    with pytest.raises(ValueError, match="needs at least .* GB for 4 classes; max_memory_gb is 0.001"):
-        segmenter(net, None, max_memory_gb=0.001)(lambda: scan)
+    with pytest.raises(ValueError, match="needs at least 0.00.* GB for 4 classes; max_memory_gb is 0.0005"):
+        segmenter(net, None, max_memory_gb=0.0005)(lambda: scan)
 
 
 def test_tighter_bounds_need_more_tiles_up_to_a_limit():
