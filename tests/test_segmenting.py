@@ -10,11 +10,13 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
+from monai.networks.nets import DynUNet
 from monai.transforms import Compose, Invertd, NormalizeIntensityd, Orientationd, Spacingd
 from scan_data import affine_of, oblique
 
 from monai_skelrec import segmenting
 from monai_skelrec.axis_maps import map_grids
+from monai_skelrec.inferers import autocast_on_cpu
 from monai_skelrec.memory_plans import Plan, plan_memory
 from monai_skelrec.reading import Loaded
 from monai_skelrec.segmenting import Segmenter
@@ -35,13 +37,13 @@ def scan_of(shape, affine):
     return Loaded(torch.rand(1, *shape), affine, [])
 
 
-def step_by_step(scan, net, spacing):
+def step_by_step(scan, net, spacing, window=8):
     """What inference.json does; class indices and probabilities."""
     steps = [Orientationd("image", axcodes="RAS", labels=None)]
     steps += [Spacingd("image", pixdim=spacing, mode="bilinear")] if spacing else []
     before = Compose([*steps, INTENSITY])
     data = before({"image": MetaTensor(scan.image.clone(), torch.tensor(scan.affine))})
-    data["pred"] = SlidingWindowInferer((8, 8, 8), 2, 0.5, mode="gaussian")(data["image"][None], net)[0]
+    data["pred"] = SlidingWindowInferer((window,) * 3, 2, 0.5, mode="gaussian")(data["image"][None], net)[0]
     data = Invertd("pred", before, orig_keys="image", nearest_interp=False)(data)
     logits = data["pred"].as_tensor().float()
     return logits.argmax(0).numpy(), torch.softmax(logits, 0).numpy()
@@ -75,6 +77,27 @@ def test_neither_axis_nor_tiles_change_the_label_map(axis, tiles, monkeypatch):
     monkeypatch.setattr(segmenting, "plan_memory", lambda *_, **__: Plan(axis, (axis + 1) % 3, tiles, 0.1))
     part = segmenter(net, (0.6, 0.6, 0.9))(lambda: scan).labels
     assert (whole != part).mean() < 1e-3
+
+
+def unet():
+    torch.manual_seed(0)
+    strides, kernels, filters = [1, 2, 2], [3, 3, 3], [4, 6, 8]
+    net = DynUNet(3, 1, 4, kernels, strides, strides[1:], filters, norm_name=("INSTANCE", {"affine": True}))
+    return net.requires_grad_(False).eval()
+
+
+@pytest.mark.parametrize("amp, same", [(False, 1e-4), (True, 1e-3)], ids=["single", "mixed"])
+def test_real_network_gives_the_same_classes_whole_in_tiles_and_by_monais_steps(amp, same):
+    """With instance normalisation, whose output depends on the whole window."""
+    scan, net, spacing = scan_of((40, 38, 30), affine_of((-0.5, 0.75, 1.25))), unet(), (0.6, 0.6, 0.9)
+    windows = Windows((16, 16, 16), amp=amp)
+    whole, tiled = (
+        Segmenter(net, windows, 4, spacing=spacing, intensity=INTENSITY, max_memory_gb=gb)(lambda: scan)
+        for gb in (None, 0.0015)
+    )
+    assert whole.plan.tiles == 1 and tiled.plan.tiles >= 3 and len(np.unique(whole.labels)) == 4
+    stock, _ = step_by_step(scan, autocast_on_cpu(net) if amp else net, spacing, 16)
+    assert (whole.labels != tiled.labels).mean() < same and (whole.labels != stock).mean() < same
 
 
 def test_bound_on_memory_is_kept_or_the_scan_refused():
