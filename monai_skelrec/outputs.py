@@ -23,6 +23,7 @@ from .scan_pictures import draw_scan
 __all__ = ["CenterlineFiles", "ClassTable", "Repair", "ScanPicture", "measure_classes"]
 
 FORMATS = ("vtp", "markups", "swc")
+PICTURES = "pictures"  # folder beside the label maps
 _COLUMNS = ("class", "value", "voxels", "volume_mm3", "components", "centerline_mm", "branches", "mean_radius_mm")
 
 
@@ -194,7 +195,10 @@ def measure_classes(
 
 
 class ScanPicture:
-    """An output: ``NAME.png``, see :py:func:`monai_skelrec.scan_pictures.draw_scan`.
+    """An output: ``pictures/NAME.png``, see :py:func:`monai_skelrec.scan_pictures.draw_scan`.
+
+    In a folder of its own: a label map may be a PNG too, and whoever scores a folder of label maps takes a picture in
+    it for one.
 
     Args:
         class_names: background first.
@@ -214,5 +218,7 @@ class ScanPicture:
         probabilities: np.ndarray | None = None,
     ) -> dict[str, Any]:
         """Draw it; ``load()`` gives something whose ``image`` has the shape C, then that of ``labels``."""
-        draw_scan(Path(output_dir) / f"{name}.png", np.asarray(load().image), labels, self.class_names, affine)
+        folder = Path(output_dir) / PICTURES
+        folder.mkdir(exist_ok=True)
+        draw_scan(folder / f"{name}.png", np.asarray(load().image), labels, self.class_names, affine)
         return {}

@@ -90,7 +90,7 @@ def test_a_picture_shows_the_scan_and_the_classes(label, tmp_path):
     ScanPicture(NAMES)(
         name="scan", labels=label, affine=AFFINE, output_dir=tmp_path, load=lambda: SimpleNamespace(image=image)
     )
-    picture = np.asarray(Image.open(tmp_path / "scan.png").convert("RGB"))
+    picture = np.asarray(Image.open(tmp_path / "pictures" / "scan.png").convert("RGB"))
     half = picture.shape[1] // 2
     # greys on the left, colours on the right
     saturation = np.ptp(picture[60:-60].astype(int), axis=-1)

@@ -35,7 +35,7 @@ def test_outputs_and_repairs_are_knobs(tmp_path):
 
     knobs = {"centerlines": ["vtp", "markups", "swc"], "class_table": True, "picture": True}
     out = infer(tmp_path, max_gap=5.0, min_volume=1e6, **knobs)
-    for name in ("a.vtp", "a.mrk.json", "a.csv", "a.png"):
+    for name in ("a.vtp", "a.mrk.json", "a.csv", "pictures/a.png"):
         assert (out / name).stat().st_size > 0, name
     assert list(out.glob("a_01_*.swc"))
     rows = list(csv.DictReader((out / "a.csv").open()))
