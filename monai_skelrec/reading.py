@@ -24,6 +24,10 @@ pil_image, _ = optional_import("PIL.Image")
 
 # share of the voxels beyond the task's window, and share of the window that a scan covers, that are no usual scan's
 _BEYOND, _COVERED = 0.5, 0.1
+# fewer different values than any scan has: label maps reach some forty classes
+_DISTINCT = 50
+# how near to 0 and 1 mean and deviation of a normalised scan are
+_NORMALISED = 0.1
 # ratio of a scan's voxel size and the task's that suggests another unit
 _SPACING = 5.0
 # a gap between slices of this share of their distance is worth a warning
@@ -57,6 +61,7 @@ def read_scan(
     voxel_size: Sequence[float] | None = None,
     spacing: Sequence[float] | None = None,
     window: tuple[float, float] | None = None,
+    raw: bool = False,
 ) -> Loaded:
     """Read a scan of any format and refuse what no network can segment.
 
@@ -69,6 +74,8 @@ def read_scan(
         spacing: of the network's grid in mm; a scan with voxels very much larger or smaller gets a warning.
         window: intensities that the task expects, see :py:func:`intensity_window`; a scan that lies mostly outside, or
             fills a small part of it, gets a warning.
+        raw: whether the task takes volumes as scanners store them, of whatever range (CTA and MRA); one that was
+            scaled to 1 or to 8 bits, normalised, or holds few values, gets a warning.
 
     Raises:
         UnusableScan: when the file cannot be read, is no scan of this shape, or holds no image: not finite, constant,
@@ -105,6 +112,8 @@ def read_scan(
     if not np.isfinite(affine).all() or edges.min() <= 0 or abs(np.linalg.det(affine[:-1, :-1] / edges)) < 1e-3:
         raise UnusableScan(f"{scan.path} states impossible voxels, with edges of {edges.round(6).tolist()} mm.")
     notes += _suspicions(image, edges, spacing, window)
+    if raw and spatial_dims == 3:
+        notes += _processed(image, low, high)
     return Loaded(image, affine, notes)
 
 
@@ -195,7 +204,7 @@ def _suspicions(
             )
     if window is not None:
         low, high = window
-        sample = image.reshape(-1)[:: max(1, image.numel() // 10**6)]
+        sample = _sample(image)
         beyond = float(((sample < low) | (sample > high)).float().mean())
         bottom, top = (float(value) for value in torch.quantile(sample, torch.tensor([0.005, 0.995])))
         covered = (min(top, high) - max(bottom, low)) / (high - low)
@@ -205,3 +214,27 @@ def _suspicions(
                 "another modality, or rescaled?"
             )
     return notes
+
+
+def _processed(image: torch.Tensor, low: float, high: float) -> list[str]:
+    """A warning where values cannot be those that a CT or MR scanner stored, whatever its units."""
+    sample = _sample(image)
+    shown = f"its values ({low:.4g} to {high:.4g}"
+    distinct = len(torch.unique(sample))
+    if distinct < min(_DISTINCT, len(sample)):
+        return [f"{shown}, {distinct} different ones) are few for a scan; a label map or a mask?"]
+    if bool((sample == sample.round()).all()):
+        if (low, high) == (0, 255):
+            return [f"{shown}, whole) are those of 8 bits; windowed? What lay outside the window is lost"]
+        return []
+    # where the background was left out or set to 0 the others have mean 0
+    parts = (sample, sample[sample != 0])
+    normal = any(abs(float(part.mean())) < _NORMALISED and abs(float(part.std()) - 1) < _NORMALISED for part in parts)
+    if normal or (low >= -1 and high <= 1):
+        return [f"{shown}) are no scanner's; normalised or rescaled before? What was clipped then is lost"]
+    return []
+
+
+def _sample(image: torch.Tensor) -> torch.Tensor:
+    """About a million voxels."""
+    return image.reshape(-1)[:: max(1, image.numel() // 10**6)]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import nibabel
 import numpy as np
 import pytest
 from monai.transforms import Compose, NormalizeIntensityd, ScaleIntensityRanged
 from scan_data import SPACING, affine_of, oblique, phantom, write_dicom, write_itk, write_nifti, write_picture
 
+from monai_skelrec import circle_of_willis, render
 from monai_skelrec.reading import UnusableScan, intensity_window, read_scan
 from monai_skelrec.scans import Scan, find_scans
 
@@ -135,6 +138,81 @@ def test_another_modality_or_unit_is_suspected(tmp_path):
     bright = write_nifti(tmp_path / "bright.nii", rng.normal(30000, 99, (9, 9, 9)))
     assert "another modality, or rescaled?" in read(bright, window=window).warnings[0]
     assert "is the unit another?" in read(usual, spacing=(0.0004, 0.0004, 0.0004)).warnings[0]
+
+
+def processed(kind):
+    """What others make of the CTA or MRA below."""
+    rng = np.random.default_rng(1)
+    scan = np.where(np.indices((20, 20, 20))[0] < 8, 0, rng.normal(300, 90, (20, 20, 20)).round())
+    fraction = (scan - scan.min()) / np.ptp(scan)
+    inside = scan[scan > 0]
+    return {
+        "unit": fraction,
+        "symmetric": 2 * fraction - 1,
+        "8 bits": (255 * fraction).round().astype(np.uint8),
+        "z-scored": (scan - scan.mean()) / scan.std(),
+        "z-scored inside": np.where(scan > 0, (scan - inside.mean()) / inside.std(), 0),
+        "label map": (5 * fraction).round().astype(np.int16),
+        "mask": (scan > 300).astype(np.float32),
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("unit", r"its values \(0 to 1\) are no scanner's; normalised or rescaled before"),
+        ("symmetric", r"its values \(-1 to 1\) are no scanner's"),
+        ("8 bits", r"its values \(0 to 255, whole\) are those of 8 bits; windowed"),
+        ("z-scored", "are no scanner's"),
+        ("z-scored inside", "are no scanner's"),
+        ("label map", r"its values \(0 to 5, 6 different ones\) are few for a scan; a label map or a mask"),
+        ("mask", "2 different ones"),
+    ],
+)
+def test_values_that_no_scanner_stores_are_suspected_where_a_task_knows_no_range(kind, message, tmp_path):
+    path = write_nifti(tmp_path / "s.nii", processed(kind))
+    (warning,) = read(path, raw=True).warnings
+    assert re.search(message, warning)
+    assert read(path).warnings == []
+
+
+def real_range(kind):
+    rng = np.random.default_rng(2)
+    shape = (20, 20, 20)
+    head = np.indices(shape)[0] >= 8
+    return {
+        "CTA": np.where(head, rng.normal(60, 250, shape), -1024).clip(-1024, 3071).astype(np.int16),
+        "CTA with padding": np.where(head, rng.normal(60, 250, shape), -3024).astype(np.int16),
+        "CTA in float": np.where(head, rng.normal(60, 250, shape), -1000.25),
+        "MRA": rng.rayleigh(np.where(head, 120, 4), shape).astype(np.int16),
+        "MRA with a slope": rng.rayleigh(np.where(head, 120, 4), shape).astype(np.int16) * 0.37,
+        "MRA without skull": np.where(head, rng.rayleigh(90, shape), 0).astype(np.uint16),
+        "dark MRA": rng.rayleigh(np.where(head, 40, 2), shape).clip(0, 240).astype(np.uint16),
+        "floating MRA of small values": rng.rayleigh(np.where(head, 0.8, 0.02), shape),
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "CTA",
+        "CTA with padding",
+        "CTA in float",
+        "MRA",
+        "MRA with a slope",
+        "MRA without skull",
+        "dark MRA",
+        "floating MRA of small values",
+    ],
+)
+def test_ranges_of_scanners_are_not_suspected(kind, tmp_path):
+    assert read(write_nifti(tmp_path / "s.nii", real_range(kind)), raw=True).warnings == []
+
+
+@pytest.mark.parametrize("modality", ["ct", "mr"])
+def test_drawn_scans_are_not_suspected(modality, tmp_path):
+    scan = render(circle_of_willis(1, (36, 40, 32), 1.5), 1, modality)
+    assert read(write_nifti(tmp_path / "s.nii", scan), raw=True).warnings == []
 
 
 def test_window_is_that_of_the_clipping_transform():

@@ -67,8 +67,9 @@ def test_volumes_with_and_without_a_bound_and_by_an_ensemble(tmp_path):
 
     bounded = infer(runs[0], scans, tmp_path / "bounded", "scans.yaml", max_memory_gb=0.004)
     require_same(streamed, bounded)
-    plans = [record["plan"] for record in json.loads((tmp_path / "bounded" / "manifest.json").read_text())["scans"]]
-    assert all(plan["tiles"] > 1 and plan["memory_gb"] <= 0.004 for plan in plans)
+    records = json.loads((tmp_path / "bounded" / "manifest.json").read_text())["scans"]
+    assert all(record["plan"]["tiles"] > 1 and record["plan"]["memory_gb"] <= 0.004 for record in records)
+    assert all(record["warnings"] == [] for record in records)
 
     write_ensemble([str(run) for run in runs], str(tmp_path / "ensemble"))
     together = infer(tmp_path / "ensemble", scans, tmp_path / "together", "scans.yaml")
