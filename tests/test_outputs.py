@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.spatial import cKDTree
 
 from monai_skelrec.outputs import CenterlineFiles, ClassTable, Repair, ScanPicture, measure_classes
 from monai_skelrec.scan_pictures import project_scan
@@ -40,6 +41,25 @@ def test_a_table_counts_and_measures_every_class(label):
     }
     assert canal["voxels"] == canal["components"] == canal["centerline_mm"] == 0 and canal["mean_radius_mm"] is None
     assert (nerve["components"], nerve["voxels"], nerve["value"]) == (2, 28, 15)
+
+
+@pytest.mark.parametrize(
+    "spacing, error",
+    [((1.0, 1.0, 1.0), 0.36), ((0.4, 0.4, 0.65), 0.45), ((0.5, 0.5, 1.25), 0.6)],
+    ids=["cubic", "TopCoW", "thick slices"],
+)
+@pytest.mark.parametrize("radius", [1.5, 2.5])
+def test_mean_radius_of_a_bent_tube_is_within_the_documented_error(spacing, error, radius):
+    """Radius and error in in-plane voxels."""
+    edge = spacing[0]
+    shape = np.ceil(30 * edge / np.array(spacing)).astype(int)
+    places = np.stack(np.indices(shape), -1) * spacing
+    turn = np.linspace(0, 2, 300)
+    path = edge * np.stack([6 + 16 * np.sin(turn), 5 + 9 * turn, 24 - 8 * turn], 1)
+    nearest = cKDTree(path).query(places.reshape(-1, 3))[0].reshape(shape)
+    affine = np.diag([*spacing, 1.0])
+    (row,) = measure_classes((nearest <= radius * edge).astype(np.uint8), ["background", "vessel"], [0, 1], affine)
+    assert -error <= row["mean_radius_mm"] / edge - radius <= 0.1
 
 
 def test_a_picture_is_measured_in_pixels():
