@@ -58,7 +58,7 @@ def test_ten_scans_of_which_three_are_broken(tmp_path):
     assert len(manifest["weights"]["sha256"]) == 64 and manifest["config"]["task"] == "threshold"
     # of a task that knows no range; the phantom has three values
     assert all(
-        "a label map or a mask?" in record["warnings"][0] for record in manifest["scans"] if record["name"] in "ag"
+        "a label map or a mask?" in record["warnings"][-1] for record in manifest["scans"] if record["name"] in "ag"
     )
     reasons = {record["name"]: record["reason"] for record in manifest["scans"] if record["status"] == "failed"}
     assert sorted(reasons) == ["cut", "four", "nan"] and len(set(reasons.values())) == 3
