@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .branches import TubeBranches, TubeBranchesd, TubeBranchesD, TubeBranchesDict
 from .challenges import (
     CHALLENGES,
     Challenge,
@@ -16,6 +17,7 @@ from .connections import ConnectedTubesLoss
 from .crack_masks import CrackMaskReader
 from .datasets import Split, list_cases, split_cases
 from .deep_supervision import TubeDeepSupervisionLoss, pool_target
+from .focused_recall import FocusedRecallLoss
 from .hrnet import HRNet
 from .losses import DiceCESkeletonRecallLoss, SkeletonRecallLoss
 from .metrics import (
@@ -60,6 +62,7 @@ __all__ = [
     "ConnectedTubesLoss",
     "CrackMaskReader",
     "DiceCESkeletonRecallLoss",
+    "FocusedRecallLoss",
     "HRNet",
     "MapLabelValues",
     "MapLabelValuesD",
@@ -72,6 +75,10 @@ __all__ = [
     "SkeletonRecallLoss",
     "Split",
     "SupervisedDynUNet",
+    "TubeBranches",
+    "TubeBranchesD",
+    "TubeBranchesDict",
+    "TubeBranchesd",
     "TubeDeepSupervisionLoss",
     "TubedSkeleton",
     "TubedSkeletonD",

@@ -15,6 +15,7 @@ from monai.data import MetaTensor
 from torch.nn.modules.loss import _Loss
 
 from .skeletons import skeleton, tubed_skeleton
+from .tube_entries import counted, log_probabilities, shares, term_dtype, without_background
 
 __all__ = ["ConnectedTubesLoss", "false_tube", "weakest_link"]
 
@@ -140,12 +141,12 @@ def false_tube(
     Returns:
         Scalar from 0 to 1, lower is better; 0 without any predicted foreground.
     """
-    keep = _kept(label, ignore_index)
+    keep = counted(label, ignore_index)
     regions = sigmoid and label.shape[1] == input.shape[1]
     with torch.no_grad():
         if sigmoid:
             found = (input > 0) & keep
-            found = found if regions else _without_background(found)
+            found = found if regions else without_background(found)
             entries = _entries(found, lambda mask: tubed_skeleton(mask.astype(np.uint8), radius) > 0)
         else:
             classes = torch.where(keep[:, 0], input.argmax(1), 0)
@@ -153,9 +154,9 @@ def false_tube(
         entries = _to(entries, input.device)
         outside = ~_near(label, entries, tolerance, regions)
     item, channel, voxel = entries
-    share = _shares(item, channel, input.shape)
-    p = _probabilities(input, item[outside], channel[outside], [axis[outside] for axis in voxel], sigmoid)
-    return (p * share[outside]).sum().to(_dtype(input))
+    share = shares(item, channel, input.shape)
+    p = log_probabilities(input, item[outside], channel[outside], [axis[outside] for axis in voxel], sigmoid).exp()
+    return (p * share[outside]).sum().to(term_dtype(input))
 
 
 def weakest_link(
@@ -188,33 +189,21 @@ def weakest_link(
         Scalar from 0 to 1, lower is better; 0 without any tube.
     """
     with torch.no_grad():
-        keep = _kept(label, ignore_index)
+        keep = counted(label, ignore_index)
         if tube.shape[1] == input.shape[1]:
             # channel 0 of exclusive classes is "no tube"
             regions = sigmoid and label.shape[1] == input.shape[1]
             found = (tube > 0) & keep
-            entries = _entries(found if regions else _without_background(found), skeleton)
+            entries = _entries(found if regions else without_background(found), skeleton)
         else:
             entries = _index_entries(torch.where(keep, tube, 0)[:, 0], lambda index: tubed_skeleton(index, 0))
         item, channel, voxel = _to(entries, input.device)
-        p = _probabilities(input, item, channel, voxel, sigmoid)
+        p = log_probabilities(input, item, channel, voxel, sigmoid).exp()
         worst = _is_lowest(p, item, channel, voxel, input.shape, window // 2)
     item, channel, voxel = item[worst], channel[worst], [axis[worst] for axis in voxel]
-    share = _shares(item, channel, input.shape)
-    p = _probabilities(input, item, channel, voxel, sigmoid)
-    return ((1 - p) * share).sum().to(_dtype(input))
-
-
-def _kept(label: torch.Tensor, ignore_index: int | None) -> torch.Tensor:
-    if ignore_index is None:
-        return torch.ones_like(label[:, :1], dtype=torch.bool)
-    return (label != ignore_index).all(1, keepdim=True)
-
-
-def _without_background(found: torch.Tensor) -> torch.Tensor:
-    found = found.clone()
-    found[:, 0] = False
-    return found
+    share = shares(item, channel, input.shape)
+    p = log_probabilities(input, item, channel, voxel, sigmoid).exp()
+    return ((1 - p) * share).sum().to(term_dtype(input))
 
 
 def _entries(found: torch.Tensor, thin: Callable[[np.ndarray], np.ndarray]) -> _Entries:
@@ -238,25 +227,6 @@ def _index_entries(classes: torch.Tensor, thin: Callable[[np.ndarray], np.ndarra
 def _to(entries: _Entries, device: torch.device) -> _Entries:
     item, channel, voxel = entries
     return item.to(device), channel.to(device), [axis.to(device) for axis in voxel]
-
-
-def _shares(item: torch.Tensor, channel: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Weight of each entry, so that their sum is the mean over entries, classes that are there, and items; float64."""
-    n_items, n_classes = shape[:2]
-    place = item * n_classes + channel
-    sizes = torch.bincount(place, minlength=n_items * n_classes)
-    n_there = (sizes.view(n_items, n_classes) > 0).sum(1)
-    return 1 / (n_items * n_there[item] * sizes[place]).double()
-
-
-def _probabilities(
-    input: torch.Tensor, item: torch.Tensor, channel: torch.Tensor, voxel: list[torch.Tensor], sigmoid: bool
-) -> torch.Tensor:
-    """Probability of each entry, float64; of the logits only these voxels are read."""
-    if sigmoid:
-        return torch.sigmoid(input[(item, channel, *voxel)].double())
-    logits = input.movedim(1, -1)[(item, *voxel)].double()
-    return torch.softmax(logits, 1).gather(1, channel[:, None])[:, 0]
 
 
 def _near(label: torch.Tensor, entries: _Entries, distance: int, regions: bool) -> torch.Tensor:
@@ -295,7 +265,3 @@ def _is_lowest(
     out = torch.empty_like(lowest)
     out[order] = lowest
     return out
-
-
-def _dtype(input: torch.Tensor) -> torch.dtype:
-    return torch.float64 if input.dtype == torch.float64 else torch.float32

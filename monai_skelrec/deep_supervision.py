@@ -150,7 +150,7 @@ class TubeDeepSupervisionLoss(_Loss):
         terms: those of ``loss`` at full resolution, of the last call.
 
     Raises:
-        ValueError: when a weight is negative, or none is positive.
+        ValueError: when a weight is negative, or none is positive; or ``loss`` needs the numbers of branches.
 
     Example:
         >>> label = torch.tensor([0, 1, 1, 2]).view(1, 1, 1, 4)
@@ -163,6 +163,11 @@ class TubeDeepSupervisionLoss(_Loss):
         super().__init__()
         if weights is not None and (min(weights, default=-1) < 0 or sum(weights) <= 0):
             raise ValueError(f"weights must be numbers of at least 0, one of them positive, got {list(weights)}.")
+        if any(getattr(each, "over", None) == "branch" for each in loss.modules()):
+            raise ValueError(
+                "numbers of branches cannot be pooled: "
+                "put FocusedRecallLoss around TubeDeepSupervisionLoss, not into it."
+            )
         self.loss = loss
         self.weights = None if weights is None else [float(weight) for weight in weights]
         self.terms: dict[str, torch.Tensor] = {}
@@ -184,7 +189,7 @@ class TubeDeepSupervisionLoss(_Loss):
         """
         target = target.as_tensor() if isinstance(target, MetaTensor) else target
         heads = [input] if isinstance(input, torch.Tensor) else list(input)
-        weights = [1.0] if isinstance(input, torch.Tensor) else self._weights_of(len(heads))
+        weights = [1.0] if isinstance(input, torch.Tensor) else self.weights_of(len(heads))
         # first, for it also refuses a target that cannot be pooled
         value: torch.Tensor = weights[0] * self.loss(heads[0], target)
         self.terms = dict(getattr(self.loss, "terms", {}))
@@ -192,7 +197,15 @@ class TubeDeepSupervisionLoss(_Loss):
             value = value + weight * self.loss(head, pooled)
         return value
 
-    def _weights_of(self, n_heads: int) -> list[float]:
+    def weights_of(self, n_heads: int) -> list[float]:
+        """Weights of so many heads, full resolution first; their sum is 1.
+
+        Args:
+            n_heads: at least one, and as many as ``weights``.
+
+        Raises:
+            ValueError: when there are others.
+        """
         weights = [0.5**i for i in range(n_heads)] if self.weights is None else self.weights
         if len(weights) != n_heads or n_heads == 0:
             raise ValueError(f"expected {len(weights) or 'at least one'} heads, got {n_heads}.")
