@@ -83,7 +83,8 @@ def centerline_graph(centerline: np.ndarray) -> CenterlineGraph:
     table.sort_indices()
     degree = np.diff(table.indptr)
     nodes = np.flatnonzero(degree != 2)
-    neighbours = [row.tolist() for row in np.split(table.indices, table.indptr[1:-1])] if number else []
+    listed, ends = table.indices.tolist(), table.indptr.tolist()
+    neighbours = [listed[start:end] for start, end in zip(ends, ends[1:])]
     branches = _trace(neighbours, nodes.tolist(), set(np.flatnonzero(degree == 2).tolist()))
     return CenterlineGraph(voxels.coordinates.T, edges, nodes, tuple(map(np.array, branches)))
 

@@ -7,8 +7,11 @@ import json
 
 import monai.bundle
 import pytest
+import torch
 import yaml
 from bundle_data import CONFIGS, SMALL_BUDGET, SMALL_NETWORK_2D, command, files_of, write_data
+from monai.data import MetaTensor
+from monai.transforms import Compose
 
 from monai_skelrec import loss_comparison
 from monai_skelrec.loss_table import LossRun, write_loss_table
@@ -157,14 +160,19 @@ def test_only_seeds_that_every_loss_has_finished_count(tmp_path):
     assert float(rows["a"]["dice_mean"]) == float(rows["b"]["dice_mean"]) == 0.1
 
 
-def test_every_loss_of_the_library_can_be_built():
-    library = yaml.safe_load((CONFIGS / "compare.yaml").read_text())["loss_library"]
-    for name, fragment in library.items():
+def test_every_loss_of_the_library_takes_the_target_that_comes_with_it():
+    label = torch.zeros(1, 32, 32, dtype=torch.uint8)
+    label[:, 4:28, 10:13] = 1
+    for name, fragment in yaml.safe_load((CONFIGS / "compare.yaml").read_text())["loss_library"].items():
         parser = monai.bundle.ConfigParser()
         parser.read_config(files_of("train.yaml", "folder_2d.yaml"))
         for key, value in fragment.items():
             parser[key] = value
-        assert callable(parser.get_parsed_content("loss")), name
+        steps = Compose(parser.get_parsed_content("train::skeletonize"))
+        target = steps({"label": MetaTensor(label)})["label"][None]
+        heads = [torch.zeros(1, 2, size, size, requires_grad=True) for size in (32, 16)]
+        parser.get_parsed_content("loss")(heads, target).backward()
+        assert all(torch.isfinite(head.grad).all() and head.grad.any() for head in heads), name
 
 
 def test_command_trains_scores_resumes_and_measures(root):
