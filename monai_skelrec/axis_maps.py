@@ -6,6 +6,7 @@ and every voxel is computed in the same way whatever part of the volume it is co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,6 +19,8 @@ __all__ = ["AxisMap", "GridMap", "interpolate", "map_grids"]
 
 # MONAI's Spacing leaves an axis as it is when its spacing is this near to the wanted one, in mm
 _SAME_SPACING = 1e-3
+# voxels that one step of an interpolation holds, at least one slice
+BLOCK = 2**18
 # cosine between two axes of a scan above which it is no right angle any more
 _RIGHT_ANGLE = 1e-3
 
@@ -120,9 +123,30 @@ def interpolate(volume: torch.Tensor, axis: int, axis_map: AxisMap) -> torch.Ten
     """
     if len(axis_map.low) == volume.shape[axis] and axis_map.is_identity:
         return volume
-    low = volume.index_select(axis, axis_map.low.to(volume.device))
-    if not bool(axis_map.weight.any()):
-        return low
-    weight = axis_map.weight.to(volume.device).reshape([-1 if each == axis else 1 for each in range(volume.ndim)])
-    # lerp holds no third volume
-    return low.lerp_(volume.index_select(axis, axis_map.high.to(volume.device)), weight.expand_as(low))
+    low, high, weight = (values.to(volume.device) for values in axis_map)
+    shape = list(volume.shape)
+    shape[axis] = len(low)
+    # blocks along another axis: no second volume is held, and what is computed with stays in the cache
+    across = max((each for each in range(volume.ndim) if each != axis), key=lambda each: shape[each], default=axis)
+    count = shape[across] if across != axis else 1
+    step = max(1, BLOCK * count // max(1, math.prod(shape)))
+    weight = weight.reshape([-1 if each == axis else 1 for each in range(volume.ndim)])
+    is_mean = bool(weight.any())
+    result = volume.new_empty(shape)
+    for first in range(0, count, step):
+        size = min(step, count - first)
+        block, part = (each.narrow(across, first, size) if across != axis else each for each in (volume, result))
+        near = _take(block, axis, low)
+        if is_mean:
+            torch.lerp(near, _take(block, axis, high), weight.expand_as(near), out=part)
+        else:
+            part.copy_(near)
+    return result
+
+
+def _take(volume: torch.Tensor, axis: int, places: torch.Tensor) -> torch.Tensor:
+    """Values at some places of one axis."""
+    if axis < volume.ndim - 1:
+        return volume.index_select(axis, places)
+    # along the last axis index_select takes several times as long
+    return volume.gather(axis, places.expand(*volume.shape[:-1], -1))

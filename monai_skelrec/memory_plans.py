@@ -9,8 +9,8 @@ import numpy as np
 
 __all__ = ["Plan", "plan_memory"]
 
-# voxels times classes that one step of resampling holds, at least one slice
-CHUNK = 2**22
+# logits that one step of resampling holds, at least one slice of one class
+CHUNK = 2**20
 
 _GB = 1e9
 _FLOAT = 4
@@ -40,6 +40,7 @@ def plan_memory(
     *,
     classes: int,
     channels: int = 1,
+    probabilities: bool = False,
     max_memory_gb: float | None = None,
 ) -> Plan:
     """Choose the axis with the smallest buffer of logits, and as few tiles as the bound allows.
@@ -50,6 +51,7 @@ def plan_memory(
         window: voxels of a window.
         classes: background included.
         channels: of the scan.
+        probabilities: whether those of all classes are computed beside the label map, into a file.
         max_memory_gb: bound on :py:attr:`Plan.memory_gb`, in 1e9 bytes; None: no bound, hence one tile.
 
     Raises:
@@ -60,8 +62,10 @@ def plan_memory(
         Plan(axis=2, tile_axis=0, tiles=1, memory_gb=10.1)
     """
     scan, image = (float(np.prod(shape)) for shape in (scan_shape, network_shape))
-    # scan and resampled image; then the image, its normalised copy and one for arithmetic between them
-    preparing = _FLOAT * channels * max(scan + image, 3 * image)
+    # the scan as it is read and as the file has it; before and after an axis is resampled; then the image, its
+    # normalised copy and one for arithmetic between them
+    stages = [float(np.prod([*network_shape[:axis], *scan_shape[axis:]])) for axis in range(len(network_shape) + 1)]
+    preparing = _FLOAT * channels * max(2 * scan, 3 * image, *map(sum, zip(stages, stages[1:])))
     slices = [image / size for size in network_shape]
     axis = int(np.argmin([count * length for count, length in zip(slices, window)]))
     others = [each for each in range(len(network_shape)) if each != axis]
@@ -71,11 +75,13 @@ def plan_memory(
     def memory(tiles: int) -> float:
         part = min(-(-network_shape[tile_axis] // tiles) + 2, network_shape[tile_axis]) / network_shape[tile_axis]
         ring = _FLOAT * (classes + 1) * slices[axis] * part * window[axis]
-        # the slice of either grid that is larger, a few times: neighbours, their mean along each axis, maximum
-        wide = max(slices[axis], scan / scan_shape[axis]) * part * classes
-        # as many slices at once as are ready, within CHUNK
+        # the slice of either grid that is larger, and as many at once as are ready, within CHUNK
+        wide = max(slices[axis], scan / scan_shape[axis]) * part
         ready = window[axis] * max(scan_shape[axis] / network_shape[axis], 1) + 1
-        work = 5 * _FLOAT * max(wide, min(CHUNK, wide * ready)) + _FLOAT * slices[axis] * part * classes
+        # of one class: neighbours, their mean along each axis, maximum; and the last slice of all classes
+        work = _FLOAT * (5 * max(wide, min(CHUNK, wide * ready)) + slices[axis] * part * classes)
+        if probabilities:  # logits, shares, and these in half precision
+            work += 2.5 * _FLOAT * max(wide * classes, min(CHUNK, wide * classes * ready))
         labels = scan * (1 if classes <= 256 else 2)
         return max(preparing, _FLOAT * channels * image + ring + work + labels) / _GB
 

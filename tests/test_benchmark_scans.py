@@ -16,7 +16,7 @@ OPTIONS = {
     "patch_size": (8, 8, 8),
     "classes": 3,
     "overlap": 0.5,
-    "max_memory_gb": 0.001,
+    "max_memory_gb": 0.0007,
 }
 
 

@@ -65,10 +65,10 @@ def test_volumes_with_and_without_a_bound_and_by_an_ensemble(tmp_path):
     streamed = infer(runs[0], scans, tmp_path / "streamed", "scans.yaml")
     require_same(alone, streamed)
 
-    bounded = infer(runs[0], scans, tmp_path / "bounded", "scans.yaml", max_memory_gb=0.004)
+    bounded = infer(runs[0], scans, tmp_path / "bounded", "scans.yaml", max_memory_gb=0.0015)
     require_same(streamed, bounded)
     records = json.loads((tmp_path / "bounded" / "manifest.json").read_text())["scans"]
-    assert all(record["plan"]["tiles"] > 1 and record["plan"]["memory_gb"] <= 0.004 for record in records)
+    assert all(record["plan"]["tiles"] > 1 and record["plan"]["memory_gb"] <= 0.0015 for record in records)
     assert all(record["warnings"] == [] for record in records)
 
     write_ensemble([str(run) for run in runs], str(tmp_path / "ensemble"))
