@@ -126,16 +126,21 @@ def interpolate(volume: torch.Tensor, axis: int, axis_map: AxisMap) -> torch.Ten
     low, high, weight = (values.to(volume.device) for values in axis_map)
     shape = list(volume.shape)
     shape[axis] = len(low)
-    # blocks along another axis: no second volume is held, and what is computed with stays in the cache
-    across = max((each for each in range(volume.ndim) if each != axis), key=lambda each: shape[each], default=axis)
-    count = shape[across] if across != axis else 1
-    step = max(1, BLOCK * count // max(1, math.prod(shape)))
+    # blocks along another axis, the first that will do: no second volume is held, and the cache suffices
+    others = [each for each in range(volume.ndim) if each != axis]
+    total = math.prod(shape)
+    across = next(
+        (each for each in others if total <= BLOCK * shape[each]),
+        max(others, key=lambda each: shape[each], default=axis),
+    )
+    count = shape[across] if others else 1
+    step = max(1, BLOCK * count // max(1, total))
     weight = weight.reshape([-1 if each == axis else 1 for each in range(volume.ndim)])
     is_mean = bool(weight.any())
     result = volume.new_empty(shape)
     for first in range(0, count, step):
         size = min(step, count - first)
-        block, part = (each.narrow(across, first, size) if across != axis else each for each in (volume, result))
+        block, part = (each.narrow(across, first, size) if others else each for each in (volume, result))
         near = _take(block, axis, low)
         if is_mean:
             torch.lerp(near, _take(block, axis, high), weight.expand_as(near), out=part)
