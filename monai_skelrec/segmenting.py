@@ -82,7 +82,7 @@ class Segmenter:
                 they are not computed.
 
         Raises:
-            ValueError: when the scan does not fit into ``max_memory_gb``.
+            ValueError: when the scan does not fit into ``max_memory_gb``, or the network gives NaN.
         """
         image, affine, warnings = load()
         shape = tuple(image.shape[1:])
@@ -178,6 +178,11 @@ def _largest(planes: Iterator[torch.Tensor], classes: int) -> torch.Tensor:
         above = (plane > best).to(found.dtype)
         torch.maximum(best, plane, out=best)
         torch.maximum(found, above.mul_(number), out=found)
+    if bool(best.isnan().any()):  # a maximum hands it on
+        raise ValueError(
+            "the network gave NaN instead of numbers: its weights are damaged, or mixed precision is too coarse for "
+            "them; try amp False."
+        )
     return found
 
 

@@ -194,3 +194,15 @@ def test_every_axis_order_and_direction_gives_one_label_map_in_space():
             labels = segmenter(net, (0.6, 0.6, 0.9))(lambda stored=stored: stored).labels
             back = nibabel.as_closest_canonical(nibabel.Nifti1Image(labels, turned.affine))
             assert (np.asarray(back.dataobj) != straight).mean() < 2e-3, codes
+
+
+@pytest.mark.parametrize("channel", [0, 3])
+def test_nan_of_a_network_is_no_label_map(channel):
+    class Broken(torch.nn.Module):
+        def forward(self, windows):
+            logits = torch.zeros(len(windows), 4, *windows.shape[2:])
+            logits[:, channel, 4, 4, 4] = torch.nan
+            return logits
+
+    with pytest.raises(ValueError, match="the network gave NaN instead of numbers.*try amp False"):
+        segmenter(Broken(), None)(lambda: scan_of((12, 11, 10), affine_of()))
