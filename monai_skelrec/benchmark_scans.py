@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import resource
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ def benchmark_scans(
     overlap: float,
     max_memory_gb: float,
     ways: Sequence[str] = WAYS,
+    device: str = "cpu",
 ) -> list[dict[str, Any]]:
     """Segment one synthetic scan by several ways, each in a process of its own.
 
@@ -62,11 +64,12 @@ def benchmark_scans(
         max_memory_gb: of the way "bounded".
         ways: some of "stock" (LoadImage, Orientation, Spacing, SlidingWindowInferer, Invert, AsDiscrete, SaveImage),
             "streamed" (ours without a bound) and "bounded".
+        device: where the network runs and logits are summed up.
 
     Returns:
         One dictionary a way: ``way``, ``peak_gb`` (of the process, the libraries' ``before_gb`` included), ``cpu_s``
-        (reading and writing included), ``tiles``, and ``different``: share of voxels of another class than the first
-        way's.
+        (reading and writing included), ``clock_s``, ``tiles``, ``different``: share of voxels of another class than the
+        first way's, and on a GPU ``gpu_gb``: the peak of its tensors.
 
     Raises:
         ValueError: when a way is unknown.
@@ -87,6 +90,7 @@ def benchmark_scans(
             "classes": classes,
             "overlap": overlap,
             "max_memory_gb": max_memory_gb,
+            "device": device,
         }
         first: np.ndarray | None = None
         for way in ways:
@@ -105,21 +109,25 @@ def format_scans_benchmark(rows: Sequence[Mapping[str, Any]]) -> str:
     Args:
         rows: in the order of their lines; ratios are to the first.
     """
-    lines = ["| way | peak memory | ratio | CPU time | ratio | tiles | other class |", "| --- " * 7 + "|"]
+    columns = {"peak memory": ("peak_gb", ".2f", "GB"), "CPU time": ("cpu_s", ".0f", "s")}
+    if all("gpu_gb" in row for row in rows):
+        columns |= {"GPU memory": ("gpu_gb", ".2f", "GB"), "time": ("clock_s", ".1f", "s")}
+    heads = ["way", *(head for column in columns for head in (column, "ratio")), "tiles", "other class"]
+    table = [heads, ["---"] * len(heads)]
     for row in rows:
-        peak, cpu = (row[name] / rows[0][name] for name in ("peak_gb", "cpu_s"))
-        lines.append(
-            f"| {row['way']} | {row['peak_gb']:.2f} GB | {peak:.2f} | {row['cpu_s']:.0f} s | {cpu:.2f} | "
-            f"{row['tiles']} | {row['different']:.1e} |"
-        )
-    return "\n".join(lines)
+        cells = [str(row["way"])]
+        for name, digits, unit in columns.values():
+            cells += [f"{row[name]:{digits}} {unit}", f"{row[name] / rows[0][name]:.2f}"]
+        table.append([*cells, str(row["tiles"]), f"{row['different']:.1e}"])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in table)
 
 
 def _measure(way: str, path: str, options: Mapping[str, Any]) -> dict[str, Any]:
     before = peak_bytes() / 1e9
     torch.manual_seed(0)
-    network = options["network"]().eval()
-    began = _cpu_s()
+    device = torch.device(options["device"])
+    network = options["network"]().eval().to(device)
+    began, clock = _cpu_s(), time.perf_counter()
     target = f"{path.removesuffix('.nii')}_{way}.nii"
     tiles = 1
     if way == "stock":
@@ -127,7 +135,7 @@ def _measure(way: str, path: str, options: Mapping[str, Any]) -> dict[str, Any]:
     else:
         result = Segmenter(
             network,
-            Windows(options["patch_size"], options["overlap"]),
+            Windows(options["patch_size"], options["overlap"], device=device, buffer_device=device),
             options["classes"],
             spacing=options["spacing"],
             intensity=NormalizeIntensityd("image"),
@@ -135,8 +143,15 @@ def _measure(way: str, path: str, options: Mapping[str, Any]) -> dict[str, Any]:
         )(lambda: read_scan(Scan("scan", path)))
         write_label_map(target, result.labels, result.affine, path)
         tiles = result.plan.tiles
-    cpu = _cpu_s() - began
-    return {"peak_gb": peak_bytes() / 1e9, "before_gb": before, "cpu_s": cpu, "tiles": tiles, "label_map": target}
+    row = {
+        "peak_gb": peak_bytes() / 1e9,
+        "before_gb": before,
+        "cpu_s": _cpu_s() - began,
+        "clock_s": time.perf_counter() - clock,
+        "tiles": tiles,
+        "label_map": target,
+    }
+    return row if device.type == "cpu" else {**row, "gpu_gb": peak_bytes(device) / 1e9}
 
 
 def _stock(path: str, target: str, network: torch.nn.Module, options: Mapping[str, Any]) -> None:
@@ -162,7 +177,7 @@ def _stock(path: str, target: str, network: torch.nn.Module, options: Mapping[st
     inferer = SlidingWindowInferer(options["patch_size"], 1, options["overlap"], mode="gaussian")
     with torch.no_grad():
         data = before({"image": path})
-        data["pred"] = inferer(data["image"][None], network)[0]
+        data["pred"] = inferer(data["image"][None].to(options["device"]), network)[0]
         after(data)
 
 

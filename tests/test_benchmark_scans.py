@@ -60,3 +60,20 @@ def test_table_has_ratios_to_its_first_line():
         "| stock | 4.00 GB | 1.00 | 200 s | 1.00 | 1 | 0.0e+00 |",
         "| bounded | 1.00 GB | 0.25 | 250 s | 1.25 | 3 | 2.0e-06 |",
     ]
+
+
+def test_table_of_a_gpu_has_its_memory_and_the_time_by_the_clock():
+    row = {"way": "stock", "peak_gb": 4.0, "cpu_s": 200.0, "tiles": 1, "different": 0.0, "gpu_gb": 8.0, "clock_s": 12.0}
+    head, _, first, second = format_scans_benchmark([row, {**row, "gpu_gb": 2.0, "clock_s": 9.0}]).splitlines()
+    assert head == (
+        "| way | peak memory | ratio | CPU time | ratio | GPU memory | ratio | time | ratio | tiles | other class |"
+    )
+    assert first.endswith("| 8.00 GB | 1.00 | 12.0 s | 1.00 | 1 | 0.0e+00 |")
+    assert second.endswith("| 2.00 GB | 0.25 | 9.0 s | 0.75 | 1 | 0.0e+00 |")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_every_way_gives_the_same_classes_in_less_memory_than_the_stock_one():
+    rows = benchmark_scans(network, **{**OPTIONS, "shape": (160, 144, 128), "patch_size": (16, 16, 16)}, device="cuda")
+    assert all(row["different"] < 1e-3 for row in rows)
+    assert 0 < rows[1]["gpu_gb"] < rows[0]["gpu_gb"]
