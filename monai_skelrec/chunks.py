@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-__all__ = ["Chunk", "Pairs", "Voxels"]
+__all__ = ["Chunk", "Pairs", "Voxels", "term_dtype"]
 
 _T = TypeVar("_T")
 
@@ -70,7 +70,7 @@ class Voxels:
         self.logits, self.label, self.tube = self.rows(input), self.rows(label), self.rows(tube)
         self.n_classes = input.shape[1]
         self.multi_hot = label.shape[1] == self.n_classes
-        self.dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+        self.dtype = term_dtype(input)
 
     def rows(self, x: torch.Tensor) -> torch.Tensor:
         """Shape (B, N, voxels); a view for the logits and their gradient."""
@@ -160,3 +160,8 @@ class Voxels:
                     f"got values from {index.min().item():g} to {index.max().item():g}."
                 )
         return classes
+
+
+def term_dtype(input: torch.Tensor) -> torch.dtype:
+    """What sums over logits are held and returned in: float32 for half precision."""
+    return torch.float64 if input.dtype == torch.float64 else torch.float32

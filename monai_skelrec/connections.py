@@ -14,8 +14,9 @@ import torch
 from monai.data import MetaTensor
 from torch.nn.modules.loss import _Loss
 
+from .chunks import term_dtype
 from .skeletons import skeleton, tubed_skeleton
-from .tube_entries import counted, log_probabilities, shares, term_dtype, without_background
+from .tube_entries import counted, log_probabilities, shares, without_background
 
 __all__ = ["ConnectedTubesLoss", "false_tube", "weakest_link"]
 

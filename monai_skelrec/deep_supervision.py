@@ -9,6 +9,7 @@ from monai.data import MetaTensor
 from torch.nn.modules.loss import _Loss
 
 from .losses import SkeletonRecallLoss
+from .tube_entries import counted
 
 __all__ = ["TubeDeepSupervisionLoss", "pool_target"]
 
@@ -61,7 +62,7 @@ def pool_target(
             )
     found = tube != 0
     if label is not None and ignore_index is not None:
-        found = found & (label != ignore_index).all(1, keepdim=True)
+        found = found & counted(label, ignore_index)
     item, channel, *voxel = found.nonzero(as_tuple=True)
     indices = tube.shape[1] == 1 < num_classes
     classes = _classes("tube", tube[(item, channel, *voxel)], num_classes) if indices else channel

@@ -9,6 +9,7 @@ from monai.data import MetaTensor
 from monai.utils import LossReduction
 from torch.nn.modules.loss import _Loss
 
+from .chunks import term_dtype
 from .fused import Formula, fused_loss
 
 __all__ = ["DiceCESkeletonRecallLoss", "SkeletonRecallLoss"]
@@ -151,7 +152,7 @@ class SkeletonRecallLoss(_Loss):
             loss = (loss.sum(1) / (size > 0).sum(1).clamp(min=1)).mean()
         else:
             loss = loss.mean()
-        loss = loss.to(torch.float64 if input.dtype == torch.float64 else torch.float32)
+        loss = loss.to(term_dtype(input))
         self.terms = {"skeleton_recall": loss.detach()}
         return loss
 

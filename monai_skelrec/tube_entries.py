@@ -1,4 +1,4 @@
-"""Logits at the voxels of thin lines -> a term of the loss: what the experimental terms share.
+"""Logits at the voxels of thin lines -> a term of the loss: what several losses share.
 
 A tube is a list of entries, one for each of its voxels and classes: item, channel and voxel. Of the logits only these
 are read, and all sums are float64.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-__all__ = ["counted", "log_probabilities", "shares", "term_dtype", "without_background"]
+__all__ = ["counted", "log_probabilities", "shares", "without_background"]
 
 
 def counted(label: torch.Tensor, ignore_index: int | None) -> torch.Tensor:
@@ -63,8 +63,3 @@ def log_probabilities(
         return F.logsigmoid(input[(item, channel, *voxel)].double())
     logits = input.movedim(1, -1)[(item, *voxel)].double()
     return torch.log_softmax(logits, 1).gather(1, channel[:, None])[:, 0]
-
-
-def term_dtype(input: torch.Tensor) -> torch.dtype:
-    """What a term of logits is returned in: float32 for half precision."""
-    return torch.float64 if input.dtype == torch.float64 else torch.float32

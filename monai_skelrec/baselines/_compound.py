@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.nn.modules.loss import _Loss
 
 from ..losses import DiceCESkeletonRecallLoss
+from ..tube_entries import counted
 
 __all__ = ["ClassFields", "CompoundLoss", "HarmonicLoss", "Ratio", "class_fields", "harmonic_loss", "label_of"]
 
@@ -99,9 +100,7 @@ def class_fields(
     """
     logits = input if input.dtype == torch.float64 else input.float()
     n_classes = logits.shape[1]
-    keep = torch.ones_like(label[:, :1], dtype=torch.bool)
-    if ignore_index is not None:
-        keep = (label != ignore_index).all(1, keepdim=True)
+    keep = counted(label, ignore_index)
     first = 0 if label.shape[1] == n_classes else 1
     values = torch.ones(n_classes) if first == 0 else torch.arange(first, n_classes)
     hot = (label == values.to(label).view(1, -1, *[1] * (label.ndim - 2))) & keep

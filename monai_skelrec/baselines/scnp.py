@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torch.nn.modules.loss import _Loss
 
 from ..losses import DiceCESkeletonRecallLoss
+from ..tube_entries import counted
 from ._compound import label_of
 
 __all__ = ["SCNPDiceCELoss", "worst_neighbour"]
@@ -36,9 +37,7 @@ def worst_neighbour(
     indices = torch.arange(logits.shape[1], device=label.device).view(1, -1, *[1] * (label.ndim - 2))
     inside = label == (1 if label.shape[1] == logits.shape[1] else indices)
     pool = F.max_pool2d if logits.ndim == 4 else F.max_pool3d
-    keep = torch.ones_like(label[:, :1], dtype=torch.bool)
-    if ignore_index is not None:
-        keep = (label != ignore_index).all(1, keepdim=True)
+    keep = counted(label, ignore_index)
     never = -torch.inf
     lowest = -pool(torch.where(inside & keep, -logits, never), size, 1, size // 2)
     highest = pool(torch.where(~inside & keep, logits, never), size, 1, size // 2)
