@@ -31,6 +31,7 @@ from .metrics import (
 )
 from .networks import SupervisedDynUNet, inference_state_dict, plan_unet, training_network
 from .phantoms import circle_of_willis, jaw, render, write_phantoms
+from .pieces import PieceErrorLoss
 from .renderings import write_renderings
 from .sampling import RandPatchd, RandPatchD, RandPatchDict
 from .skeletons import tubed_skeleton
@@ -69,6 +70,7 @@ __all__ = [
     "MapLabelValuesDict",
     "MapLabelValuesd",
     "MeasureMetric",
+    "PieceErrorLoss",
     "RandPatchD",
     "RandPatchDict",
     "RandPatchd",
