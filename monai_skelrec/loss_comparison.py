@@ -16,7 +16,9 @@ from monai.engines import SupervisedTrainer
 
 from .checkpoints import CONFIG, finished_epochs
 from .child_runs import run_child
+from .loss_pictures import Evaluation, draw_differences
 from .loss_table import COST, LossRun, write_loss_table
+from .panels import matplotlib_module
 from .peak_memory import peak_bytes
 from .summaries import write_json
 from .throughput import measure_training
@@ -53,6 +55,7 @@ def compare_losses(
     report_folders: Sequence[str] | None = None,
     parallel: int = 1,
     cost_steps: int = 12,
+    pictures: int = 3,
 ) -> Path:
     """Train every loss with every seed on every fold, score each run, and write the table.
 
@@ -73,11 +76,15 @@ def compare_losses(
         report_folders: ``case_folders`` of those folders, where they are called otherwise than in training.
         parallel: runs at once.
         cost_steps: steps in which time and memory of each loss are measured, when all runs are done; 0: they are not.
+        pictures: cases drawn side by side when all runs are done, those on which the losses differ most; 0: none. See
+            :py:func:`monai_skelrec.loss_pictures.draw_differences`.
 
     Returns:
         Path of the table.
 
     Raises:
+        ImportError: when there shall be pictures and matplotlib is not installed.
+        FileNotFoundError: when a label map that shall be drawn is missing; the table was still written.
         ValueError: when a loss is not in the library, nothing is to be compared, held-out cases are asked for where
             none are, or ``output_dir`` holds runs of another budget.
         RuntimeError: when a run ended with an error; the others were still finished.
@@ -93,6 +100,8 @@ def compare_losses(
         raise ValueError("a comparison needs losses, seeds, compared_folds, report_on and at least 1 run in parallel.")
     if HELD_OUT in report_on and "all" in compared_folds:
         raise ValueError("fold 'all' holds nothing out: set report_on to folders of cases that nobody trained on.")
+    if pictures > 0:
+        matplotlib_module("figure")  # nobody should train for days to hear that it is missing
     merged = {name: value for name, value in merged.items() if name != "loss_library"}
     _refuse_other_budget(folder / CONFIG, merged)
     for loss in losses:
@@ -108,10 +117,17 @@ def compare_losses(
     jobs = [_Job(loss, seed, fold) for seed in seeds for fold in compared_folds for loss in losses]
     about = {"epochs": epochs, **{name: merged.get(name) for name in ("task", "dataset_dir")}}
 
-    def table(tests: bool = False) -> Path:
+    def scored() -> list[LossRun]:
         runs = [LossRun(job.loss, job.seed, str(job.fold), _run_of(folder, job)) for job in jobs]
-        scored = [run for run in runs if all(_is_scored(run.folder / name, measures) for name in reports)]
-        return write_loss_table(folder, scored, list(reports), measures, baselines if tests else (), about, len(jobs))
+        return [run for run in runs if all(_is_scored(run.folder / name, measures) for name in reports)]
+
+    def table(against: Sequence[str] = (), drawn: Sequence[Path] = ()) -> Path:
+        return write_loss_table(folder, scored(), list(reports), measures, against, about, len(jobs), drawn)
+
+    def evaluation(run: LossRun, name: str) -> Evaluation:
+        return _read_evaluation(
+            configs, run.folder, _evaluation_knobs(merged, run.folder, name, reports[name], report_folders)
+        )
 
     failed: list[str] = []
     with ThreadPoolExecutor(parallel) as pool:
@@ -140,7 +156,12 @@ def compare_losses(
                 f"cost of {loss}",
                 folder / loss / "cost.log",
             )
-    path = table(tests=True)
+    drawn: list[Path] = []
+    differ_by = "centerline_dice" if "centerline_dice" in measures else measures[0]
+    try:
+        drawn = draw_differences(folder, scored(), list(reports), evaluation, pictures, differ_by)
+    finally:  # what cannot be drawn costs nobody the table
+        path = table(baselines, drawn)
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(jobs)} runs failed, the table holds the others: {failed[0]}")
     return path
@@ -194,13 +215,35 @@ def _train_and_score(
     for name, where in reports.items():
         if _is_scored(run / name, measures):
             continue
-        shared = {key: merged[key] for key in _SHARED if key in merged} | {"output_dir": run / name}
-        shared["dataset_dir"] = where or merged["dataset_dir"]
-        if where is not None:
-            shared["fold"] = "all"
-            if report_folders is not None:
-                shared["case_folders"] = list(report_folders)
-        run_child("evaluating", [configs / "evaluate.yaml", run / TASK], shared, 1, f"scoring of {what}", log)
+        knobs = _evaluation_knobs(merged, run, name, where, report_folders)
+        run_child("evaluating", _evaluation_files(configs, run), knobs, 1, f"scoring of {what}", log)
+
+
+def _evaluation_files(configs: Path, run: Path) -> list[Path]:
+    return [configs / "evaluate.yaml", run / TASK]
+
+
+def _evaluation_knobs(
+    merged: Mapping[str, Any], run: Path, name: str, where: str | None, report_folders: Sequence[str] | None
+) -> dict[str, Any]:
+    """What the evaluation of a run is told: of its own fold, or of all cases of a folder."""
+    knobs = {key: merged[key] for key in _SHARED if key in merged} | {"output_dir": run / name}
+    knobs["dataset_dir"] = where or merged["dataset_dir"]
+    if where is not None:
+        knobs["fold"] = "all"
+        if report_folders is not None:
+            knobs["case_folders"] = list(report_folders)
+    return knobs
+
+
+def _read_evaluation(configs: Path, run: Path, knobs: Mapping[str, Any]) -> Evaluation:
+    """What an evaluation of these knobs scores, from its configuration."""
+    parser = ConfigParser()
+    parser.read_config([str(file) for file in _evaluation_files(configs, run)])
+    for name, value in knobs.items():
+        parser[name] = value
+    facts = [parser.get_parsed_content(name) for name in Evaluation._fields[1:]]
+    return Evaluation(parser.get_parsed_content("split").held_out, *facts)
 
 
 def _is_scored(folder: Path, measures: Sequence[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Step "scores -> table": losses side by side, means and spreads over seeds, tests case by case, pictures."""
+"""Step "scores -> table": losses side by side, means and spreads over seeds, tests case by case, links to pictures."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from .files import replace
 from .measures import MEASURES
 from .summaries import as_csv, average_cases
 
-__all__ = ["COST", "LossRun", "write_loss_table"]
+__all__ = ["COST", "LossRun", "complete_runs", "write_loss_table"]
 
 Row = dict[str, Any]
 
@@ -32,6 +33,15 @@ class LossRun(NamedTuple):
     folder: Path
 
 
+def complete_runs(runs: Sequence[LossRun]) -> list[LossRun]:
+    """The runs whose seed and fold every loss among them has finished: of those the table is made."""
+    done: dict[str, set[tuple[int, str]]] = {}
+    for run in runs:
+        done.setdefault(run.loss, set()).add((run.seed, run.fold))
+    common = set.intersection(*done.values()) if done else set()
+    return [run for run in runs if (run.seed, run.fold) in common]
+
+
 def write_loss_table(
     output_dir: Path,
     runs: Sequence[LossRun],
@@ -40,6 +50,7 @@ def write_loss_table(
     baselines: Sequence[str] = (),
     about: Mapping[str, Any] | None = None,
     planned: int | None = None,
+    pictures: Sequence[Path] = (),
 ) -> Path:
     """Write ``table.md`` and ``table.csv``, and for each baseline the page of a comparison.
 
@@ -59,19 +70,18 @@ def write_loss_table(
         baselines: losses that the others are tested against; ``against_<baseline>/comparison.html``.
         about: the budget, for the table's foot.
         planned: how many runs there will be.
+        pictures: within ``output_dir``, that ``table.md`` shows; the name of each is that of its case.
 
     Returns:
         Path of ``table.md``.
     """
     losses = list(dict.fromkeys(run.loss for run in runs))
-    done = {loss: {(run.seed, run.fold) for run in runs if run.loss == loss} for loss in losses}
-    common = set.intersection(*done.values()) if done else set()
-    counted = [run for run in runs if (run.seed, run.fold) in common]
+    counted = complete_runs(runs)
     scores = {run: _scores_of(run, reports) for run in counted}
-    seeds = sorted({seed for seed, _ in common})
+    seeds = sorted({run.seed for run in counted})
     rows: list[Row] = []
     for loss in losses if counted else []:
-        row: Row = {"loss": loss, "seeds": len(seeds), "runs": len(common)}
+        row: Row = {"loss": loss, "seeds": len(seeds), "runs": len(counted) // len(losses)}
         for name in measures:
             of_seed = [_mean(_averages(scores, loss, seed, name)) for seed in seeds]
             row[f"{name}_mean"] = _mean(of_seed)
@@ -93,7 +103,8 @@ def write_loss_table(
             page = output_dir / f"against_{baseline}"
             comparison, _ = compare_runs(folders, page, [baseline, *others], chosen)
             verdicts.append(f"## Against {baseline}\n\n```text\n{format_verdicts(comparison)}\n```\n")
-    text = _markdown(rows, measures, verdicts, counted, {**(about or {}), "seeds": seeds}, len(runs), planned)
+    sections = [*verdicts, *_pictures([picture.relative_to(output_dir) for picture in pictures])]
+    text = _markdown(rows, measures, sections, counted, {**(about or {}), "seeds": seeds}, len(runs), planned)
     path = output_dir / "table.md"
     replace(path, lambda beside: beside.write_text(text, encoding="utf-8"))
     return path
@@ -142,7 +153,7 @@ def _mean(values: Sequence[float]) -> float:
 def _markdown(
     rows: Sequence[Row],
     measures: Sequence[str],
-    verdicts: Sequence[str],
+    sections: Sequence[str],
     counted: Sequence[LossRun],
     about: Mapping[str, Any],
     done: int,
@@ -163,8 +174,20 @@ def _markdown(
         + (f"; {planned} are planned." if planned is not None else ".")
     ]
     reports = [f"- {run.loss}, seed {run.seed}, fold {run.fold}: `{run.folder}`" for run in counted]
-    parts = ["# Losses side by side", "\n".join(lines), *foot, *verdicts, "## Runs", "\n".join(reports)]
+    parts = ["# Losses side by side", "\n".join(lines), *foot, *sections, "## Runs", "\n".join(reports)]
     return "\n\n".join(parts) + "\n"
+
+
+def _pictures(paths: Sequence[Path]) -> list[str]:
+    """The section that shows pictures, by links relative to the table."""
+    if not paths:
+        return []
+    links = [
+        f"![Case {path.stem}: image, reference, and each loss with its faults]({quote(path.as_posix())})"
+        for path in paths
+    ]
+    note = "Chosen for their difference, they show how the losses err; which one errs less, the table says."
+    return ["## Cases on which the losses differ most", note, *links]
 
 
 def _cell(mean: float, std: float, name: str) -> str:

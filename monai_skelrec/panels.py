@@ -27,6 +27,7 @@ __all__ = [
     "matplotlib_module",
     "picture_case",
     "read_case",
+    "read_predictions",
 ]
 
 pil_image, _ = optional_import("PIL.Image")
@@ -141,7 +142,25 @@ def read_case(
         FileNotFoundError: when a file is missing.
         ValueError: when a file cannot be read, or image and label maps have different shapes.
     """
-    pred, reference = read_pair(prediction_path, reference_path, label_values, other_values, check_grid)
+    paths = [prediction_path]
+    return read_predictions(image_path, reference_path, paths, label_values, other_values, spacing, check_grid)[0]
+
+
+def read_predictions(
+    image_path: str | Path | None,
+    reference_path: str | Path,
+    prediction_paths: Sequence[str | Path],
+    label_values: Sequence[int],
+    other_values: str = "error",
+    spacing: Sequence[float] | None = None,
+    check_grid: bool = True,
+) -> list[Case]:
+    """Read several predictions of one case, cropped alike: to what is foreground in any of them or in the reference.
+
+    Args as :py:func:`read_case`, with one path or more of predictions. Returns a case for each of them, in their order.
+    """
+    pairs = [read_pair(path, reference_path, label_values, other_values, check_grid) for path in prediction_paths]
+    reference, preds = pairs[0][1], [pred for pred, _ in pairs]
     affine = read_image(reference_path)[1] if image_path is None else None
     image = None
     if image_path is not None:
@@ -152,12 +171,15 @@ def read_case(
                 f"in {reference_path}."
             )
     if reference.ndim == 3:
-        box = _with_context(bounding_box(np.maximum(reference, pred)), reference.shape)
-        pred, reference, image = pred[box], reference[box], None if image is None else image[box]
+        foreground = reference > 0
+        for pred in preds:
+            foreground |= pred > 0
+        box = _with_context(bounding_box(foreground), reference.shape)
+        reference, preds, image = reference[box], [pred[box] for pred in preds], None if image is None else image[box]
     if affine is not None:
         spacing = voxel_size(affine)[: reference.ndim]
     edges = (1.0,) * reference.ndim if spacing is None else tuple(spacing)
-    return Case(image, reference, pred, find_faults(pred, reference), affine, edges)
+    return [Case(image, reference, pred, find_faults(pred, reference), affine, edges) for pred in preds]
 
 
 def picture_case(case: Case, name: str, class_names: Sequence[str], pixels: int = 480) -> list[Panel]:
@@ -208,12 +230,19 @@ def count_faults(faults: Faults) -> str:
     )
 
 
-def draw_marks(axes: Any, view: View) -> None:
-    """Mark the faults of a view on matplotlib axes that show one of its panels."""
+def draw_marks(axes: Any, view: View, beside: Sequence[View] = ()) -> None:
+    """Mark the faults of a view on matplotlib axes that show one of its panels.
+
+    Args:
+        axes: to draw on.
+        view: whose marks are drawn.
+        beside: other views of the same picture, which are marked in the same size.
+    """
     for kind, mark in MARKS.items():
         points = view.marks[kind]
         # of many marks each is smaller, or nothing else would be seen
-        width = mark.size * (0.6 if len(points) > _MANY[mark.line > 0 and mark.shape != "x"] else 1)
+        number = sum(len(each.marks[kind]) for each in (view, *beside))
+        width = mark.size * (0.6 if number > _MANY[mark.line > 0 and mark.shape != "x"] else 1)
         # first the rims of all marks, then the marks: a row of dots reads as a line with a rim
         for order, (colour, more) in enumerate(((mark.rim, 1.4), (mark.colour, 0.0))):
             size = (width + (0 if mark.line else more)) ** 2
@@ -236,7 +265,7 @@ def matplotlib_module(name: str) -> Any:
     """
     found, installed = optional_import(f"matplotlib.{name}")
     if not installed:
-        raise ImportError("pictures need matplotlib: pip install monai_skelrec[report], or evaluate with --pictures 0.")
+        raise ImportError("pictures need matplotlib: pip install monai_skelrec[report], or set --pictures 0.")
     return found
 
 

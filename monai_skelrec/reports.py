@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from .files import replace
-from .panels import MARKS, Case, Mark, count_faults, draw_marks, matplotlib_module, read_case
-from .projections import COLOURS, view_case
+from .panels import Case, count_faults, matplotlib_module, read_case
+from .picture_sheets import Tile, draw_sheet
+from .projections import view_case
 from .scores import MERGED, Scores, score_indices, score_label_maps
 from .skeletons import tubed_skeleton
 
 __all__ = ["draw_case", "draw_cases"]
 
 Groups = str | Sequence[Sequence[int]] | None
-
-_PAPER, _INK, _FAINT = "#14171c", "#f2f4f7", "#aab2bd"
-_WIDTH, _DPI = 12.0, 150  # inches; text stays readable at 1200 px
-_MARGIN, _GAP, _HEADER, _PANEL_TITLE, _LEGEND_ROW = 0.15, 0.12, 0.78, 0.34, 0.28
 
 
 def draw_cases(
@@ -129,7 +124,7 @@ def draw_case(
         FileNotFoundError: when a file is missing.
         ValueError: when a file cannot be read, or image and label maps have different shapes.
     """
-    figures = matplotlib_module("figure")
+    matplotlib_module("figure")
     case = read_case(image_path, reference_path, prediction_path, label_values, other_values, spacing)
     view = view_case(
         image=case.image,
@@ -140,76 +135,16 @@ def draw_case(
         affine=case.affine,
         spacing=case.spacing,
     )
-
-    columns = 4 if view.ratio > 0.55 else 2
-    width = (_WIDTH - 2 * _MARGIN - (columns - 1) * _GAP) / columns
-    height = width * min(view.ratio, 1.7)
-    legend = [(class_names[index], tuple(COLOURS[(index - 1) % len(COLOURS)] / 255)) for index in case.classes]
-    marks = [mark for kind, mark in MARKS.items() if len(view.marks[kind])]
-    legend_rows = _rows_of_legend([*(name for name, _ in legend), *(mark.name for mark in marks)])
-    rows = 4 // columns
-    total = _HEADER + rows * (_PANEL_TITLE + height) + _LEGEND_ROW * legend_rows + 2 * _MARGIN
-    figure = figures.Figure(figsize=(_WIDTH, total), facecolor=_PAPER)
-    _write_header(figure, total, Path(output_path).stem, case, class_names)
-    for place, (title, picture) in enumerate(view.panels.items()):
-        row, column = divmod(place, columns)
-        left = _MARGIN + column * (width + _GAP)
-        bottom = total - _HEADER - (row + 1) * (_PANEL_TITLE + height)
-        axes = figure.add_axes((left / _WIDTH, bottom / total, width / _WIDTH, height / total))
-        axes.imshow(picture, extent=view.extent, aspect="equal", origin="lower", interpolation=view.interpolation)
-        axes.set_title(title, color=_INK, fontsize=13, pad=6)
-        axes.set_axis_off()
-        if title == "Prediction":
-            draw_marks(axes, view)
-    _write_legend(figure, total, legend, marks, legend_rows)
-
-    output_path = Path(output_path)
-    output_path.parent.mkdir(parents=True, exist_ok=True)
-    replace(output_path, lambda beside: figure.savefig(beside, format="png", dpi=_DPI, facecolor=_PAPER))
-    return output_path
+    tiles = [Tile(title, title, view) for title in view.panels]
+    names = {index: class_names[index] for index in case.classes}
+    return draw_sheet(output_path, Path(output_path).stem, _line(case, class_names), tiles, names)
 
 
-def _write_header(figure: Any, total: float, name: str, case: Case, class_names: Sequence[str]) -> None:
+def _line(case: Case, class_names: Sequence[str]) -> str:
+    """Scores and faults of a case in words."""
     classes = [row for row in score_indices(case.pred, case.reference, class_names) if row["class"] != MERGED]
-    figure.text(_MARGIN / _WIDTH, 1 - 0.12 / total, name, color=_INK, fontsize=16, weight="bold", va="top")
-    line = "no foreground in reference and prediction"
-    if classes:
-        mean = {score: np.mean([row[score] for row in classes]) for score in ("dice", "centerline_dice")}
-        of = f"mean of {len(classes)} classes: " if len(classes) > 1 else ""
-        line = f"{of}Dice {mean['dice']:.3f}, clDice {mean['centerline_dice']:.3f}    {count_faults(case.faults)}"
-    figure.text(_MARGIN / _WIDTH, 1 - 0.46 / total, line, color=_FAINT, fontsize=13, va="top")
-
-
-def _rows_of_legend(names: Sequence[str]) -> int:
-    # inches of an entry: mark, space, and about 0.1 a letter
-    return int(np.ceil(sum(0.55 + 0.1 * len(name) for name in names) / (_WIDTH - 2 * _MARGIN))) if names else 0
-
-
-def _write_legend(
-    figure: Any, total: float, legend: Sequence[tuple[str, tuple[float, ...]]], marks: Sequence[Mark], rows: int
-) -> None:
-    if not rows:
-        return
-    patches, lines = matplotlib_module("patches"), matplotlib_module("lines")
-    handles: list[Any] = [patches.Patch(facecolor=colour, label=name) for name, colour in legend]
-    for mark in marks:
-        style = {"markersize": min(mark.size + 3, 11), "markeredgewidth": mark.line or 0.5, "markeredgecolor": _INK}
-        if mark.line:
-            style |= {"markerfacecolor": "none", "markeredgecolor": mark.colour}
-        else:
-            style |= {"color": mark.colour}
-        handles.append(lines.Line2D([], [], linestyle="none", label=mark.name, marker=mark.shape, **style))
-    figure.legend(
-        handles=handles,
-        loc="lower center",
-        bbox_to_anchor=(0.5, 0.06 / total),
-        ncols=int(np.ceil(len(handles) / rows)),
-        frameon=False,
-        labelcolor=_INK,
-        fontsize=12,
-        handlelength=1.0,
-        handleheight=0.9,
-        handletextpad=0.5,
-        columnspacing=1.4,
-        borderaxespad=0.0,
-    )
+    if not classes:
+        return "no foreground in reference and prediction"
+    mean = {score: np.mean([row[score] for row in classes]) for score in ("dice", "centerline_dice")}
+    of = f"mean of {len(classes)} classes: " if len(classes) > 1 else ""
+    return f"{of}Dice {mean['dice']:.3f}, clDice {mean['centerline_dice']:.3f}    {count_faults(case.faults)}"

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import monai.bundle
+import numpy as np
 import pytest
 import torch
 import yaml
 from bundle_data import CONFIGS, SMALL_BUDGET, SMALL_NETWORK_2D, command, files_of, write_data
 from monai.data import MetaTensor
 from monai.transforms import Compose
+from PIL import Image
 
-from monai_skelrec import loss_comparison
+from monai_skelrec import list_cases, loss_comparison, panels, split_cases
 from monai_skelrec.loss_table import LossRun, write_loss_table
+from monai_skelrec.scores import score_label_maps
 
+MEASURES = ["dice", "centerline_dice", "betti0_error", "betti1_error", "precision", "recall"]
 BUDGET = {**SMALL_BUDGET, **SMALL_NETWORK_2D, "pictures": 0, "cache": "none"}
 
 
@@ -43,10 +48,9 @@ def steps(monkeypatch):
             (folder / "last.pt").write_text("1")
         elif run_id == "evaluating":
             seed, loss = int(folder.parent.name[-1]), folder.parent.parent.name
-            names = ("dice", "centerline_dice", "betti0_error", "betti1_error", "precision", "recall")
             values = [0.1 * (case + seed) + (loss == "connected") for case in (1, 2)]
             rows = [f"{folder.name} {at},foreground," + ",".join([str(value)] * 6) for at, value in enumerate(values)]
-            (folder / "scores.csv").write_text("\n".join(["case,class," + ",".join(names), *rows, ""]))
+            (folder / "scores.csv").write_text("\n".join(["case,class," + ",".join(MEASURES), *rows, ""]))
         else:
             (folder / "cost.json").write_text(json.dumps({"seconds": 0.5, "memory_mib": 100.0}))
 
@@ -147,6 +151,72 @@ def test_run_that_fails_does_not_cost_the_others_their_place(root, steps, monkey
     assert list(rows_of(root / "table" / "table.csv")) == ["connected"]
 
 
+def test_pictures_show_cases_of_any_part_of_the_report(root, steps, monkeypatch):
+    """One loss cuts one held-out case a little, and a case of another folder more; predictions are else the labels."""
+    fake = loss_comparison.run_child
+    for file in (root / "data").rglob("*.*"):
+        (root / "other" / file.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, root / "other" / file.parent.name / f"other {file.name}")
+
+    def run(run_id, files, knobs, processes, what, log=None):
+        fake(run_id, files, knobs, processes, what, log)
+        folder = knobs["output_dir"]
+        if run_id == "training":
+            facts = yaml.safe_load((CONFIGS / "folder_2d.yaml").read_text())
+            (folder / "task.yaml").write_text(yaml.safe_dump({**facts, "folds": 2, "fold": 0}))
+        else:
+            cases = list_cases("folder", knobs["dataset_dir"], 2)
+            held_out = split_cases(cases, knobs.get("fold", 0), 2).held_out
+            (folder / "predictions").mkdir()
+            for at, case in enumerate(held_out):
+                pred = np.array(Image.open(case["label"]).convert("L"))
+                if what.startswith("scoring of connected") and at == 0:
+                    pred[: 30 if case["name"].startswith("other") else 20] = 0
+                Image.fromarray(pred).save(folder / "predictions" / f"{case['name']}.png")
+            score_label_maps(
+                held_out,
+                folder / "predictions",
+                ".png",
+                ["background", "x"],
+                [0, 255],
+                "error",
+                folder,
+                measures=MEASURES,
+            )
+
+    monkeypatch.setattr(loss_comparison, "run_child", run)
+    compare(root, report_on=["held_out", str(root / "other")], pictures=2)
+    text = (root / "table" / "table.md").read_text()
+    shown = [line.split("](")[1].rstrip(")") for line in text.splitlines() if line.startswith("![Case")]
+    assert len(shown) == 2 and shown[0].startswith("pictures/other%20") and "other" not in shown[1]
+    assert all((root / "table" / name.replace("%20", " ")).is_file() for name in shown)
+    assert "## Against dice_ce" in text
+    # a label map that is gone costs its pictures, not the table
+    for path in (root / "table" / "dice_ce").rglob("predictions/*.png"):
+        path.unlink()
+    (root / "table" / "table.md").unlink()
+    with pytest.raises(Exception) as error:
+        compare(root, report_on=["held_out", str(root / "other")], pictures=2)
+    assert "the prediction is missing" in str(error.value.__cause__ or error.value)
+    text = (root / "table" / "table.md").read_text()
+    assert "## Against dice_ce" in text and "![" not in text
+
+
+def test_missing_matplotlib_stops_a_comparison_with_pictures_before_it_trains(root, steps, monkeypatch):
+    monkeypatch.setattr(panels, "optional_import", lambda module: (None, False))
+    with pytest.raises(Exception) as error:
+        compare(root, pictures=1)
+    assert "pictures need matplotlib" in str(error.value.__cause__ or error.value) and steps == []
+
+
+def test_losses_differ_by_the_first_measure_where_clDice_is_none(root, steps, monkeypatch):
+    given = []
+    monkeypatch.setattr(loss_comparison, "draw_differences", lambda *args: given.append(args[4:]) or [])
+    compare(root, pictures=0)
+    compare(root, pictures=0, measures=["recall", "dice"])
+    assert given == [(0, "centerline_dice"), (0, "recall")]
+
+
 def test_only_seeds_that_every_loss_has_finished_count(tmp_path):
     runs = []
     for loss, seeds in (("a", (0, 1)), ("b", (0,))):
@@ -180,11 +250,19 @@ def test_command_trains_scores_resumes_and_measures(root):
     table = root / "table"
     arguments = ["comparing", "--config_file", str(files_of("train.yaml", "folder_2d.yaml", "compare.yaml"))]
     arguments += ["--dataset_dir", root / "data", "--output_dir", table, "--cost_steps", 4]
-    for name, value in {**BUDGET, "cache": "memory", "losses": ["dice_ce", "connected"], "seeds": [0]}.items():
+    for name, value in {
+        **BUDGET,
+        "pictures": 1,
+        "cache": "memory",
+        "losses": ["dice_ce", "connected"],
+        "seeds": [0],
+    }.items():
         arguments += [f"--{name}", str(value)]
     done = command(*arguments, cwd=root)
     assert done.returncode == 0, done.stderr
     assert "| connected |" in done.stdout
+    (picture,) = (table / "pictures").iterdir()
+    assert f"](pictures/{picture.name})" in (table / "table.md").read_text()
     rows = rows_of(table / "table.csv")
     assert set(rows) == {"dice_ce", "connected"}
     assert all(float(row["step_seconds"]) > 0 and float(row["memory_mib"]) > 0 for row in rows.values())

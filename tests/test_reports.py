@@ -190,7 +190,7 @@ def test_scores_that_are_there_already_are_used(arguments, monkeypatch):
 def test_no_pictures_need_no_matplotlib(arguments, monkeypatch):
     monkeypatch.setattr(panels, "optional_import", lambda module: (None, False))
     assert draw_cases(**arguments, limit=0) == []
-    with pytest.raises(ImportError, match="evaluate with --pictures 0"):
+    with pytest.raises(ImportError, match="or set --pictures 0"):
         draw_cases(**arguments, limit=1)
 
 
