@@ -30,7 +30,7 @@ def compare(root, **knobs):
         config_file=files_of("train.yaml", "folder_2d.yaml", "compare.yaml"),
         dataset_dir=str(root / "data"),
         output_dir=str(root / "table"),
-        **{**BUDGET, "losses": ["dice_ce", "connected"], "seeds": [0], "cost_steps": 0, **knobs},
+        **{**BUDGET, "losses": ["dice_ce", "pieces"], "seeds": [0], "cost_steps": 0, **knobs},
     )
 
 
@@ -48,7 +48,7 @@ def steps(monkeypatch):
             (folder / "last.pt").write_text("1")
         elif run_id == "evaluating":
             seed, loss = int(folder.parent.name[-1]), folder.parent.parent.name
-            values = [0.1 * (case + seed) + (loss == "connected") for case in (1, 2)]
+            values = [0.1 * (case + seed) + (loss == "pieces") for case in (1, 2)]
             rows = [f"{folder.name} {at},foreground," + ",".join([str(value)] * 6) for at, value in enumerate(values)]
             (folder / "scores.csv").write_text("\n".join(["case,class," + ",".join(MEASURES), *rows, ""]))
         else:
@@ -74,32 +74,32 @@ def test_all_losses_of_a_seed_come_before_the_next_seed(root, steps):
     compare(root, seeds=[0, 1])
     assert [what for run_id, what, _ in steps if run_id == "training"] == [
         "dice_ce, seed 0, fold 0",
-        "connected, seed 0, fold 0",
+        "pieces, seed 0, fold 0",
         "dice_ce, seed 1, fold 0",
-        "connected, seed 1, fold 0",
+        "pieces, seed 1, fold 0",
     ]
     rows = rows_of(root / "table" / "table.csv")
     # cases 0.1 and 0.2, seeds 0 and 0.1 on top
     assert float(rows["dice_ce"]["dice_mean"]) == pytest.approx(0.2)
     assert float(rows["dice_ce"]["dice_std"]) == pytest.approx(0.1 / 2**0.5)
-    assert float(rows["connected"]["dice_mean"]) == pytest.approx(1.2)
+    assert float(rows["pieces"]["dice_mean"]) == pytest.approx(1.2)
     assert (root / "table" / "against_dice_ce" / "comparison.html").is_file()
     text = (root / "table" / "table.md").read_text()
-    assert "connected minus dice_ce: +1.000" in text and "4 of 4 scored runs" in text
+    assert "pieces minus dice_ce: +1.000" in text and "4 of 4 scored runs" in text
 
 
 def test_finished_runs_are_left_alone_and_others_go_on(root, steps):
     compare(root)
     steps.clear()
     table = root / "table"
-    (table / "connected" / "fold_0_seed_0" / "last.pt").unlink()
+    (table / "pieces" / "fold_0_seed_0" / "last.pt").unlink()
     (table / "dice_ce" / "fold_0_seed_0" / "report_0" / "scores.csv").unlink()
     compare(root, cost_steps=4)
     assert [(run_id, what) for run_id, what, _ in steps] == [
         ("evaluating", "scoring of dice_ce, seed 0, fold 0"),
-        ("training", "connected, seed 0, fold 0"),
+        ("training", "pieces, seed 0, fold 0"),
         ("costing", "cost of dice_ce"),
-        ("costing", "cost of connected"),
+        ("costing", "cost of pieces"),
     ]
     assert steps[1][2]["resume"] is True
     assert "| 0.500 | 100 |" in (table / "table.md").read_text()
@@ -148,7 +148,7 @@ def test_run_that_fails_does_not_cost_the_others_their_place(root, steps, monkey
     with pytest.raises(Exception) as error:
         compare(root, baselines=[])
     assert "1 of 2 runs failed, the table holds the others" in str(error.value.__cause__ or error.value)
-    assert list(rows_of(root / "table" / "table.csv")) == ["connected"]
+    assert list(rows_of(root / "table" / "table.csv")) == ["pieces"]
 
 
 def test_pictures_show_cases_of_any_part_of_the_report(root, steps, monkeypatch):
@@ -170,7 +170,7 @@ def test_pictures_show_cases_of_any_part_of_the_report(root, steps, monkeypatch)
             (folder / "predictions").mkdir()
             for at, case in enumerate(held_out):
                 pred = np.array(Image.open(case["label"]).convert("L"))
-                if what.startswith("scoring of connected") and at == 0:
+                if what.startswith("scoring of pieces") and at == 0:
                     pred[: 30 if case["name"].startswith("other") else 20] = 0
                 Image.fromarray(pred).save(folder / "predictions" / f"{case['name']}.png")
             score_label_maps(
@@ -254,18 +254,18 @@ def test_command_trains_scores_resumes_and_measures(root):
         **BUDGET,
         "pictures": 1,
         "cache": "memory",
-        "losses": ["dice_ce", "connected"],
+        "losses": ["dice_ce", "pieces"],
         "seeds": [0],
     }.items():
         arguments += [f"--{name}", str(value)]
     done = command(*arguments, cwd=root)
     assert done.returncode == 0, done.stderr
-    assert "| connected |" in done.stdout
+    assert "| pieces |" in done.stdout
     (picture,) = (table / "pictures").iterdir()
     assert f"](pictures/{picture.name})" in (table / "table.md").read_text()
     rows = rows_of(table / "table.csv")
-    assert set(rows) == {"dice_ce", "connected"}
+    assert set(rows) == {"dice_ce", "pieces"}
     assert all(float(row["step_seconds"]) > 0 and float(row["memory_mib"]) > 0 for row in rows.values())
-    curve = (table / "connected" / "fold_0_seed_0" / "curve.csv").read_text()
-    assert "false_tube" in curve and "weakest_link" in curve
-    assert "false_tube" not in (table / "dice_ce" / "fold_0_seed_0" / "curve.csv").read_text()
+    curve = (table / "pieces" / "fold_0_seed_0" / "curve.csv").read_text()
+    assert "piece_error" in curve
+    assert "piece_error" not in (table / "dice_ce" / "fold_0_seed_0" / "curve.csv").read_text()
