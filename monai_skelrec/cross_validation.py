@@ -11,6 +11,7 @@ from monai.bundle import ConfigParser
 from .checkpoints import CONFIG, WEIGHTS, finished_epochs
 from .child_runs import run_child
 from .ensembles import write_ensemble
+from .locks import hold_folder
 from .workflows import TASK, running_workflow, write_yaml
 
 __all__ = ["cross_validate"]
@@ -42,7 +43,7 @@ def cross_validate(output_dir: str, folds: int, epochs: int, processes: int = 1)
     config = cast(dict[str, Any], workflow.parser.config)
     merged = {name: value for name, value in config.items() if name != ConfigParser.meta_key}
     runs = [folder / f"fold_{fold}" for fold in range(folds)]
-    folder.mkdir(parents=True, exist_ok=True)
+    hold_folder(folder)
     write_yaml(folder / CONFIG, merged, "# The configuration of every fold; fold and output_dir are set for each.")
 
     multi_gpu = [configs / "multi_gpu_train.yaml"] * (processes > 1)

@@ -9,6 +9,7 @@ from typing import Any
 
 from .fingerprints import sha256
 from .label_maps import read_label_map
+from .locks import hold_folder
 from .processes import is_first, wait_for_all
 from .summaries import write_json
 from .workflows import FACTS, running_config
@@ -39,19 +40,20 @@ def cases_to_predict(
         The other cases.
 
     Raises:
-        FileExistsError: when the folder holds label maps of other weights or settings, or of nobody knows whom.
+        FileExistsError: when the folder holds label maps of other weights or settings, or of nobody knows whom, or
+            another command is writing it.
         RuntimeError: when it is not called from a bundle workflow.
     """
     folder, record = Path(predictions_dir), Path(predictions_dir).parent / _RECORD
     config = running_config()
     settings = {key: config[key] for key in _SETTINGS if key in config and key != "checkpoint"}
     made_by = {"weights": sha256(checkpoint), **_as_written(settings)}
+    hold_folder(record.parent)
     if folder.is_dir() and any(folder.iterdir()):
         _refuse_others(folder, record, made_by)
     # nobody may write before everybody has looked
     wait_for_all()
     if is_first():
-        record.parent.mkdir(parents=True, exist_ok=True)
         write_json(record, made_by)
     return [case for case in cases if not _is_done(folder / f"{case['name']}{output_ext}", Path(case["image"]))]
 

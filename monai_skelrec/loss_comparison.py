@@ -16,6 +16,7 @@ from monai.engines import SupervisedTrainer
 
 from .checkpoints import CONFIG, finished_epochs
 from .child_runs import run_child
+from .locks import hold_folder
 from .loss_pictures import Evaluation, draw_differences
 from .loss_table import COST, LossRun, write_loss_table
 from .panels import matplotlib_module
@@ -87,6 +88,7 @@ def compare_losses(
         FileNotFoundError: when a label map that shall be drawn is missing; the table was still written.
         ValueError: when a loss is not in the library, nothing is to be compared, held-out cases are asked for where
             none are, or ``output_dir`` holds runs of another budget.
+        FileExistsError: when another command is writing ``output_dir``.
         RuntimeError: when a run ended with an error; the others were still finished.
     """
     workflow, folder = running_workflow(), Path(output_dir)
@@ -106,7 +108,7 @@ def compare_losses(
     _refuse_other_budget(folder / CONFIG, merged)
     for loss in losses:
         _refuse_other_budget(folder / loss / "loss.yaml", library[loss])
-    folder.mkdir(parents=True, exist_ok=True)
+    hold_folder(folder)
     write_yaml(folder / CONFIG, merged, "# The configuration of every run; loss, seed and fold are set for each.")
     for loss in losses:
         (folder / loss).mkdir(exist_ok=True)

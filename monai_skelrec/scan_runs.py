@@ -22,6 +22,7 @@ from tqdm import tqdm
 from .files import remove_unfinished
 from .fingerprints import fingerprint, sha256
 from .label_files import ending_like, write_label_map
+from .locks import hold_folder
 from .manifests import Records, scan_state, versions, write_manifest
 from .processes import is_first
 from .reading import Loaded, UnusableScan
@@ -290,6 +291,7 @@ def _open_folder(output_dir: Path) -> None:
         raise OSError(
             error.errno, f"output_dir {str(output_dir)!r} cannot be written ({error.strerror}); take another."
         ) from None
+    hold_folder(output_dir)
 
 
 def _up_to_date(record: Mapping[str, Any], key: str, output_dir: Path) -> bool:

@@ -27,6 +27,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from .checkpoints import CONFIG, LAST, PREVIOUS, WEIGHTS, refuse_other_network
 from .files import replace
+from .locks import hold_folder
 from .processes import is_first
 
 __all__ = [
@@ -266,7 +267,7 @@ def open_run(output_dir: str, resume: bool = False) -> None:
         resume: whether it may hold a run already, which then goes on.
 
     Raises:
-        FileExistsError: when the folder holds a run and ``resume`` is false.
+        FileExistsError: when the folder holds a run and ``resume`` is false, or another command is writing it.
         FileNotFoundError: when ``resume`` is true and there is nothing to go on from.
         ValueError: when ``resume`` is true and the run was started with another task or split.
         RuntimeError: when it is not called from a bundle workflow.
@@ -289,7 +290,7 @@ def open_run(output_dir: str, resume: bool = False) -> None:
         _refuse_other_facts(folder, facts)
     if not is_first():
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    hold_folder(folder)
     # whoever trains with it again starts anew
     write_yaml(folder / CONFIG, {**config, "resume": False}, "# The configuration of this run, merged and as run.")
     write_yaml(

@@ -207,7 +207,7 @@ def test_kill_while_writing_leaves_no_half_label_map_and_that_scan_comes_last(sc
     run(scans, out, read=noting)
     assert order == ["b", "a"]  # the scan that may have killed the run does not keep others waiting
     np.testing.assert_array_equal(np.asarray(nibabel.load(out / "a.nii.gz").dataobj), expected(phantom()))
-    assert sorted(path.name for path in out.iterdir()) == [".scans", "a.nii.gz", "b.nii.gz", "manifest.json"]
+    assert sorted(path.name for path in out.iterdir()) == [".lock", ".scans", "a.nii.gz", "b.nii.gz", "manifest.json"]
 
 
 def test_plan_and_warnings_are_in_the_manifest(scans, tmp_path):
