@@ -30,7 +30,7 @@ def test_outputs_and_repairs_are_knobs(tmp_path):
     write_nifti(tmp_path / "in" / "a.nii.gz", phantom())
     write_task(tmp_path / "run")
     plain = infer(tmp_path)
-    assert sorted(path.name for path in plain.iterdir() if path.is_file()) == ["a.nii.gz", "manifest.json"]
+    assert sorted(path.name for path in plain.iterdir() if path.is_file()) == [".lock", "a.nii.gz", "manifest.json"]
     np.testing.assert_array_equal(read_label_map(plain / "a.nii.gz")[0], expected(phantom()))
 
     knobs = {"centerlines": ["vtp", "markups", "swc"], "class_table": True, "picture": True}

@@ -71,7 +71,7 @@ def test_two_processes_segment_each_scan_once_and_go_on_after_one_was_killed(tmp
     assert {record["process"] for record in again} == {0, 1}
     assert all(record["name"] in noted[record["process"]] for record in again)
     names = sorted(path.name for path in out.iterdir() if path.is_file())
-    assert names == ["manifest.json", *(f"scan{number}.nii.gz" for number in range(COUNT))]
+    assert names == [".lock", "manifest.json", *(f"scan{number}.nii.gz" for number in range(COUNT))]
     for number in range(COUNT):
         np.testing.assert_array_equal(read_label_map(out / f"scan{number}.nii.gz")[0], expected(marked(number)))
 

@@ -240,7 +240,7 @@ def test_open_run_writes_what_is_run(tmp_path):
         "fold": 0,
         "group_table": None,
     }
-    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "task.yaml", "train.log"]
+    assert sorted(path.name for path in run.iterdir()) == [".lock", "config.yaml", "task.yaml", "train.log"]
     logging.getLogger("somewhere").warning("a word for the log")
     assert "a word for the log" in (run / "train.log").read_text()
 
