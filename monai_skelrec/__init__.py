@@ -13,7 +13,6 @@ from .challenges import (
     toothfairy_scores,
     topcow_scores,
 )
-from .connections import ConnectedTubesLoss
 from .crack_masks import CrackMaskReader
 from .datasets import Split, list_cases, split_cases
 from .deep_supervision import TubeDeepSupervisionLoss, pool_target
@@ -60,7 +59,6 @@ __all__ = [
     "CheckScanD",
     "CheckScanDict",
     "CheckScand",
-    "ConnectedTubesLoss",
     "CrackMaskReader",
     "DiceCESkeletonRecallLoss",
     "FocusedRecallLoss",

@@ -10,9 +10,9 @@ from monai.data import MetaTensor
 from torch.nn.functional import one_hot
 
 from monai_skelrec import (
-    ConnectedTubesLoss,
     DiceCESkeletonRecallLoss,
     FocusedRecallLoss,
+    PieceErrorLoss,
     SkeletonRecallLoss,
     TubeDeepSupervisionLoss,
 )
@@ -316,11 +316,11 @@ def test_can_stand_within_deep_supervision_unless_it_needs_branches():
         TubeDeepSupervisionLoss(focused(over="branch"))
 
 
-def test_stands_around_the_other_experimental_terms():
+def test_stands_around_other_terms():
     input, label, tube, branches = random_case()
-    loss = focused(ConnectedTubesLoss(DiceCESkeletonRecallLoss(**PLAIN)), over="branch")
+    loss = focused(PieceErrorLoss(DiceCESkeletonRecallLoss(**PLAIN)), over="branch")
     loss(input, torch.cat([label, tube, branches], 1))
-    assert {"focused_recall", "weakest_link", "false_tube"} < set(loss.terms)
+    assert {"focused_recall", "piece_error"} < set(loss.terms)
 
 
 def test_weight_0_and_warm_up_leave_the_loss_as_it_is():
