@@ -23,6 +23,8 @@ from .tube_entries import counted, log_probabilities
 
 __all__ = ["PieceErrorLoss", "piece_error"]
 
+_GAP, _FALSE, _FOUND = range(3)
+
 
 class PieceErrorLoss(_Loss):
     r"""Any loss of this package plus the share of pieces that are wrong.
@@ -142,30 +144,22 @@ def piece_error(
         Scalar from 0 to 1, lower is better; 0 without any piece.
     """
     with torch.no_grad():
-        kinds = _find(input, label, tube, tolerance, margin, sigmoid, ignore_index)
-        weights = [torch.from_numpy(weight).to(input.device) for weight in _weights(kinds, *input.shape[:2])]
-        gaps, false = (
-            tuple(torch.from_numpy(axis).to(input.device) for axis in kind.where) for kind in (kinds.gaps, kinds.false)
-        )
-    item, channel, *voxel = map(torch.cat, zip(gaps, false, strict=True))
+        pieces = _find(input, label, tube, tolerance, margin, sigmoid, ignore_index)
+        weight = torch.from_numpy(_weights(pieces, *input.shape[:2])).to(input.device)
+        item, channel, *voxel = (torch.from_numpy(axis).to(input.device) for axis in pieces.where)
+        is_gap = torch.from_numpy(pieces.kind[pieces.piece] == _GAP).to(input.device)
     p = log_probabilities(input, item, channel, voxel, sigmoid).exp()
-    missed, excess = 1 - p[: len(gaps[0])], p[len(gaps[0]) :]
-    return ((missed * weights[0]).sum() + (excess * weights[1]).sum()).to(term_dtype(input))
+    return (torch.where(is_gap, 1 - p, p) * weight).sum().to(term_dtype(input))
 
 
 class _Pieces(NamedTuple):
-    """Connected components of a batch: the first two voxel by voxel, the others piece by piece."""
+    """The pieces of a batch, and the voxels of those that are wrong."""
 
-    where: tuple[np.ndarray, ...]  # item, channel, and an array an axis
-    piece: np.ndarray
-    item: np.ndarray
+    item: np.ndarray  # of each piece, as the next two
     channel: np.ndarray
-
-
-class _Kinds(NamedTuple):
-    gaps: _Pieces
-    false: _Pieces
-    found: _Pieces
+    kind: np.ndarray  # of the three above
+    where: tuple[np.ndarray, ...]  # of each voxel: item, channel, and an array an axis
+    piece: np.ndarray  # of each voxel
 
 
 def _find(
@@ -176,48 +170,46 @@ def _find(
     margin: float,
     sigmoid: bool,
     ignore_index: int | None,
-) -> _Kinds:
+) -> _Pieces:
     n_classes = input.shape[1]
     regions = sigmoid and label.shape[1] == n_classes
     keep = counted(label, ignore_index)
     wanted, tubes = (_values(torch.where(keep, each, 0), n_classes, regions) for each in (label, tube))
     predicted = (_predicted(input, 0.5 - margin, sigmoid, regions) * keep).cpu().numpy()
-    is_false = _is_false(predicted, wanted, tolerance)
-    centerline = _centerline(tubes)
-    is_gap = _is_below(input, centerline, 0.5 + margin, sigmoid)
-    return _Kinds(_pieces(centerline * is_gap), _pieces(predicted * is_false), _pieces(centerline * ~is_gap))
+    false = np.where(_is_false(predicted, wanted, tolerance), predicted.astype(np.int32) * 3 + _FALSE, 0)
+    at, channel = _centerline(tubes)
+    where = [torch.from_numpy(axis).to(input.device) for axis in (at[0], channel, *at[2:])]
+    is_found = log_probabilities(input, where[0], where[1], where[2:], sigmoid).exp() >= 0.5 + margin
+    lines = np.zeros(tubes.shape, dtype=np.int32)
+    lines[at] = (channel + 1) * 3 + np.where(is_found.cpu().numpy(), _FOUND, _GAP)
 
-
-def _weights(kinds: _Kinds, n_items: int, n_classes: int) -> list[np.ndarray]:
-    """Weight of each voxel of a gap and of a false piece."""
-    number = np.zeros((n_items, n_classes), dtype=np.int64)
-    for kind in kinds:
-        np.add.at(number, (kind.item, kind.channel), 1)
-    n_classes_there = (number > 0).sum(1)
-    weights = []
-    for kind in (kinds.gaps, kinds.false):
-        size = np.bincount(kind.piece, minlength=len(kind.item))
-        share = 1 / (n_items * n_classes_there[kind.item] * number[kind.item, kind.channel] * size)
-        weights.append(share[kind.piece])
-    return weights
-
-
-def _pieces(values: np.ndarray) -> _Pieces:
-    """Components of voxels of one value; ``values`` as :py:func:`_values` gives them."""
-    numbers, total = _numbered(values)
+    # a neighbour of another class or kind is another piece
+    code = np.concatenate([lines, false], axis=1)
+    numbers, total = _numbered(code)
     at = np.nonzero(numbers)
-    piece, channel = numbers[at] - 1, values[at].astype(np.int64) - 1
-    item_of, channel_of = np.zeros((2, total), dtype=np.int64)
-    item_of[piece], channel_of[piece] = at[0], channel
-    return _Pieces((at[0], channel, *at[2:]), piece, item_of, channel_of)
+    piece, code = numbers[at] - 1, code[at]
+    items, codes = np.zeros((2, total), dtype=np.int64)
+    items[piece], codes[piece] = at[0], code
+    wrong = code % 3 != _FOUND
+    entries = (at[0], code.astype(np.int64) // 3 - 1, *at[2:])
+    return _Pieces(items, codes // 3 - 1, codes % 3, tuple(axis[wrong] for axis in entries), piece[wrong])
+
+
+def _weights(pieces: _Pieces, n_items: int, n_classes: int) -> np.ndarray:
+    """Weight of each voxel, so that their sum is the mean over pieces, then classes that are there, then items."""
+    number = np.zeros((n_items, n_classes), dtype=np.int64)
+    np.add.at(number, (pieces.item, pieces.channel), 1)
+    n_there = (number > 0).sum(1)[pieces.item]
+    size = np.bincount(pieces.piece, minlength=len(pieces.item)).clip(1)
+    return (1 / (n_items * n_there * number[pieces.item, pieces.channel] * size))[pieces.piece]
 
 
 def _numbered(values: np.ndarray) -> tuple[np.ndarray, int]:
     """For each voxel the number of its component, from 1, 0 for none; and how many there are."""
-    numbers, total = np.zeros(values.shape, dtype=np.int64), 0
+    numbers, total = np.zeros(values.shape, dtype=np.int32), 0
     for item, channel in np.argwhere(values.reshape(*values.shape[:2], -1).any(2)):
         part, n_found = number_components(values[item, channel], return_num=True, connectivity=values.ndim - 2)
-        numbers[item, channel] = np.where(part > 0, part + total, 0)
+        np.add(part, total, out=numbers[item, channel], where=part > 0, casting="unsafe")
         total += n_found
     return numbers, total
 
@@ -257,22 +249,13 @@ def _predicted(input: torch.Tensor, threshold: float, sigmoid: bool, regions: bo
     return found
 
 
-def _centerline(tube: np.ndarray) -> np.ndarray:
-    """The centreline of each tube, in the values of the tube."""
+def _centerline(tube: np.ndarray) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    """Where the centrelines of tubes are, and the channel of each voxel."""
     lines = np.zeros_like(tube)
     for item, channel in np.argwhere(tube.reshape(*tube.shape[:2], -1).any(2)):
         lines[item, channel] = tubed_skeleton(tube[item, channel], radius=0)
-    return lines
-
-
-def _is_below(input: torch.Tensor, values: np.ndarray, threshold: float, sigmoid: bool) -> np.ndarray:
-    """Whether a voxel has a value, and its channel a probability below the threshold."""
-    at = np.nonzero(values)
-    where = (at[0], values[at].astype(np.int64) - 1, *at[2:])
-    item, channel, *voxel = (torch.from_numpy(axis).to(input.device) for axis in where)
-    below = np.zeros(values.shape, dtype=bool)
-    below[at] = (log_probabilities(input, item, channel, voxel, sigmoid).exp() < threshold).cpu().numpy()
-    return below
+    at = np.nonzero(lines)
+    return at, lines[at].astype(np.int64) - 1
 
 
 def _is_false(predicted: np.ndarray, wanted: np.ndarray, tolerance: int) -> np.ndarray:
