@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from bundle_data import files_of
+from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.losses import DiceLoss
 from scipy import ndimage
@@ -324,6 +326,35 @@ def test_warm_up_of_nothing_is_refused():
     with pytest.raises(ValueError, match="a warm-up must take at least 0 epochs, got -1"):
         WarmUp(pieces(), epochs=-1)
     WarmUp(DiceLoss(), epochs=0)
+
+
+# --- bundle ----------------------------------------------------------------------------------------------------------
+
+
+def parsed(**knobs):
+    parser = ConfigParser()
+    parser.read_config(files_of("train.yaml", "pieces.yaml"))
+    parser.update({"imports": ["$import torch", "$import monai_skelrec"], **knobs})
+    return parser
+
+
+def test_knobs_of_pieces_yaml():
+    parser = parsed(lambda_pieces=0.5, piece_tolerance=1, piece_margin=0.2, lambda_skeleton=0.3, epochs=40)
+    loss = parser.get_parsed_content("loss")
+    assert (loss.lambda_pieces, loss.tolerance, loss.margin) == (0.5, 1, 0.2)
+    assert loss.loss.loss.lambda_skeleton == 0.3
+    assert parser.get_parsed_content("warm_up") == 10
+
+
+def test_comparison_trains_the_loss_of_pieces_yaml():
+    loss, parser = parsed().get_parsed_content("loss"), ConfigParser()
+    parser.read_config(files_of("train.yaml", "compare.yaml"))
+    parser.update(parser.get("loss_library")["pieces"])
+    compared = parser.get_parsed_content("loss")
+    for name in ("lambda_pieces", "tolerance", "margin"):
+        assert getattr(loss, name) == getattr(compared, name)
+    assert type(compared.loss) is TubeDeepSupervisionLoss
+    assert loss.loss.loss.lambda_skeleton == compared.loss.loss.lambda_skeleton == 1.0
 
 
 # --- GPU -------------------------------------------------------------------------------------------------------------
