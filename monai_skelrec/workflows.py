@@ -305,6 +305,8 @@ def _refuse_other_facts(folder: Path, facts: Mapping[str, Any]) -> None:
     if not (folder / TASK).is_file():
         raise FileNotFoundError(f"{str(folder)!r} holds no run to resume; start without --resume.")
     before = yaml.safe_load((folder / TASK).read_text(encoding="utf-8"))
+    # a folder that was moved or copied has its weights elsewhere
+    before["checkpoint"] = facts["checkpoint"]
     changed = [key for key in {**before, **facts} if before.get(key) != facts.get(key)]
     if changed:
         raise ValueError(

@@ -268,3 +268,12 @@ def test_resuming_with_another_split_is_refused_and_changes_nothing(tmp_path):
     run_workflow(tmp_path, resume=True, epochs=20)
     written = yaml.safe_load((run / "config.yaml").read_text())
     assert (written["epochs"], written["resume"]) == (20, False)
+
+
+def test_run_that_was_moved_goes_on_and_knows_its_new_place(tmp_path):
+    (tmp_path / "new").mkdir()
+    run = run_workflow(tmp_path)
+    (run / "last.pt").touch()
+    run.rename(tmp_path / "new" / "run")
+    moved = run_workflow(tmp_path / "new", resume=True)
+    assert yaml.safe_load((moved / "task.yaml").read_text())["checkpoint"] == str((moved / "model.pt").resolve())
