@@ -164,8 +164,12 @@ def resume_run(checkpoints: RunCheckpoints, trainer: Workflow) -> None:
     checkpoints.network.load_state_dict(content["network"])
     checkpoints.optimizer.load_state_dict(content["optimizer"])
     # the length of the schedule is that of this run, which may be longer than the one that stopped
-    content["lr_scheduler"].pop("total_iters", None)
+    planned = content["lr_scheduler"].pop("total_iters", None)
     checkpoints.lr_scheduler.load_state_dict(content["lr_scheduler"])
+    if planned is not None and planned != checkpoints.lr_scheduler.total_iters:
+        # it goes on from the rate before, and that of a schedule at its end is 0
+        for group, rate in zip(checkpoints.optimizer.param_groups, checkpoints.lr_scheduler._get_closed_form_lr()):
+            group["lr"] = rate
     trainer.state.epoch = content["epoch"]
     trainer.state.iteration = content["epoch"] * trainer.state.epoch_length
     checkpoints.validator.state.best_metric = content["best_metric"]

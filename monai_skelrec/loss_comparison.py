@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -16,6 +17,7 @@ from monai.engines import SupervisedTrainer
 
 from .checkpoints import CONFIG, finished_epochs
 from .child_runs import run_child
+from .comparisons import read_run
 from .locks import hold_folder
 from .loss_pictures import Evaluation, draw_differences
 from .loss_table import COST, LossRun, write_loss_table
@@ -131,6 +133,11 @@ def compare_losses(
             configs, run.folder, _evaluation_knobs(merged, run.folder, name, reports[name], report_folders)
         )
 
+    for run in (_run_of(folder, job) for job in jobs):
+        if finished_epochs(run) < epochs:
+            # scores of weights that are no more
+            for name in reports:
+                shutil.rmtree(run / name, ignore_errors=True)
     failed: list[str] = []
     with ThreadPoolExecutor(parallel) as pool:
         started = {
@@ -215,7 +222,7 @@ def _train_and_score(
         files = [configs / "train.yaml", folder / CONFIG, folder / job.loss / "loss.yaml"]
         run_child("training", files, {**knobs, "resume": (run / CONFIG).is_file()}, 1, what, log)
     for name, where in reports.items():
-        if _is_scored(run / name, measures):
+        if _is_scored(run / name, measures) and not read_run(run / name).errors:
             continue
         knobs = _evaluation_knobs(merged, run, name, where, report_folders)
         run_child("evaluating", _evaluation_files(configs, run), knobs, 1, f"scoring of {what}", log)

@@ -56,7 +56,8 @@ def write_loss_table(
 
     A number is the mean over cases of each case's class average, first within a seed (the cases of all folds and
     parts of the report together), then over seeds, with the sample standard deviation over seeds. Only pairs of seed
-    and fold count that every loss of the table has finished.
+    and fold count that every loss of the table has finished, and of these only cases that could be scored for every
+    loss.
 
     Tests are paired by case: each case's score, averaged over seeds, against that of the baseline, as
     :py:func:`monai_skelrec.comparisons.compare_scores` does it. They say whether the losses differ on these cases, not
@@ -77,7 +78,7 @@ def write_loss_table(
     """
     losses = list(dict.fromkeys(run.loss for run in runs))
     counted = complete_runs(runs)
-    scores = {run: _scores_of(run, reports) for run in counted}
+    scores = _without_failures({run: _scores_of(run, reports) for run in counted}, reports)
     seeds = sorted({run.seed for run in counted})
     rows: list[Row] = []
     for loss in losses if counted else []:
@@ -103,8 +104,11 @@ def write_loss_table(
             page = output_dir / f"against_{baseline}"
             comparison, _ = compare_runs(folders, page, [baseline, *others], chosen)
             verdicts.append(f"## Against {baseline}\n\n```text\n{format_verdicts(comparison)}\n```\n")
+    n_cases = len({row["case"] for rows in scores.values() for row in rows})
     sections = [*verdicts, *_pictures([picture.relative_to(output_dir) for picture in pictures])]
-    text = _markdown(rows, measures, sections, counted, {**(about or {}), "seeds": seeds}, len(runs), planned)
+    text = _markdown(
+        rows, measures, sections, counted, {**(about or {}), "seeds": seeds, "cases": n_cases}, len(runs), planned
+    )
     path = output_dir / "table.md"
     replace(path, lambda beside: beside.write_text(text, encoding="utf-8"))
     return path
@@ -117,6 +121,15 @@ def _scores_of(run: LossRun, reports: Sequence[str]) -> list[Row]:
         twice = next(case for case, group in keys if keys.count((case, group)) > 1)
         raise ValueError(f"case {twice!r} stands in two parts of the report of {run.folder}; give each case once.")
     return rows
+
+
+def _without_failures(scores: Mapping[LossRun, list[Row]], reports: Sequence[str]) -> dict[LossRun, list[Row]]:
+    """Leave out cases that could not be scored for some loss of the same seed and fold: means are of the same cases."""
+    failed: dict[tuple[int, str], set[str]] = {}
+    for run in scores:
+        errors = [case for report in reports for case in read_run(run.folder / report).errors]
+        failed.setdefault((run.seed, run.fold), set()).update(errors)
+    return {run: [row for row in rows if row["case"] not in failed[run.seed, run.fold]] for run, rows in scores.items()}
 
 
 def _averages(scores: Mapping[LossRun, list[Row]], loss: str, seed: int, measure: str) -> list[float]:

@@ -50,7 +50,8 @@ class PieceErrorLoss(_Loss):
         ramp: from 0 to 1, set by :py:class:`monai_skelrec.handlers.WarmUp`; at 0 the term is not computed.
 
     Raises:
-        ValueError: when ``lambda_pieces`` or ``tolerance`` is negative, or ``margin`` is not from 0 to below one half.
+        ValueError: when ``lambda_pieces`` or ``tolerance`` is negative, ``margin`` is not from 0 to below one half, or
+            a loss within has another ``sigmoid`` or ``ignore_index``, or needs branches in the target.
     """
 
     def __init__(
@@ -68,6 +69,16 @@ class PieceErrorLoss(_Loss):
                 raise ValueError(f"{name} must be at least 0, got {value}.")
         if not 0 <= margin < 0.5:
             raise ValueError(f"margin must be at least 0 and below 0.5, got {margin}.")
+        for within in loss.modules():
+            for name, own in {"sigmoid": sigmoid, "ignore_index": ignore_index}.items():
+                if getattr(within, name, own) != own:
+                    raise ValueError(
+                        f"{name} must be that of {type(within).__name__}, {getattr(within, name)}, got {own}."
+                    )
+            if getattr(within, "over", "class") == "branch":
+                raise ValueError(
+                    f"put PieceErrorLoss into {type(within).__name__}, which needs branches, not around it."
+                )
         self.loss = loss
         self.lambda_pieces = float(lambda_pieces)
         self.tolerance = tolerance
@@ -123,8 +134,9 @@ def piece_error(
 
     - :math:`G`, **gaps**: the centreline of the tube where :math:`p < 1/2 + margin`;
     - the centreline that is found, the rest of it;
-    - :math:`F`, **false pieces**: the prediction, :math:`p > 1/2 - margin`, farther than ``tolerance`` from the label,
-      and components of the prediction that do not touch the label at all.
+    - :math:`F`, **false pieces**: the prediction, :math:`p > 1/2 - margin` and of exclusive classes only the likeliest
+      but background, farther than ``tolerance`` from the label; and components of the prediction that share no voxel
+      with the label, however near.
 
     :math:`n_{bc}` is the number of pieces of all three, :math:`C_b` are the classes that have any. A gap of two voxels
     counts as much as one of twenty, a speck as much as a false branch, a class that is not there as much as one that
@@ -138,7 +150,7 @@ def piece_error(
         margin: from 0 to below one half. Above 0, pieces that are only just right or just not predicted count too, so
             that they do not come and go with the next step.
         sigmoid: independent channels instead of exclusive classes.
-        ignore_index: label of voxels that do not count.
+        ignore_index: label of voxels that do not count; to their neighbours they are background.
 
     Returns:
         Scalar from 0 to 1, lower is better; 0 without any piece.
@@ -220,7 +232,7 @@ def _values(positive: torch.Tensor, n_classes: int, regions: bool) -> np.ndarray
     Channel 0 of exclusive classes is background and belongs to nothing; that of ``regions`` is a region.
     """
     if positive.shape[1] == 1 and not (regions and n_classes == 1):
-        values = torch.where(positive > 0, positive + 1, 0)
+        values = torch.where(positive > 0, positive.long() + 1, 0)
     else:
         channel = torch.arange(1, n_classes + 1, device=positive.device).view(1, -1, *[1] * (positive.ndim - 2))
         values = torch.where(positive > 0, channel, 0)

@@ -93,6 +93,17 @@ def test_finished_run_is_not_resumed(tmp_path):
         checkpoints.resume_run(toy.checkpoints, toy.trainer)
 
 
+@pytest.mark.parametrize("done", [2, 4])
+def test_longer_run_goes_on_with_the_rates_of_its_own_schedule(done, tmp_path):
+    Toy(tmp_path, epochs=4).run(until=done)
+    longer = Toy(tmp_path, epochs=8)
+    checkpoints.resume_run(longer.checkpoints, longer.trainer)
+    expected = longer.optimizer.defaults["lr"] * (1 - done / 8)
+    assert longer.optimizer.param_groups[0]["lr"] == pytest.approx(expected)
+    longer.run(until=6)
+    assert longer.optimizer.param_groups[0]["lr"] == pytest.approx(longer.optimizer.defaults["lr"] * (1 - 6 / 8))
+
+
 def test_nothing_to_resume_and_another_network_are_named(tmp_path):
     toy = Toy(tmp_path, epochs=2)
     with pytest.raises(FileNotFoundError, match="holds no run to resume; start without --resume"):

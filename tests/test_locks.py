@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import time
 
 import pytest
 
+from monai_skelrec import locks
 from monai_skelrec.locks import hold_folder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs locks of POSIX")
@@ -63,3 +66,30 @@ def test_a_process_that_was_forked_keeps_no_lock(tmp_path):
     process.kill()
     process.join()
     hold_folder(tmp_path / "run")
+
+
+def test_folder_that_was_removed_is_made_and_held_anew(tmp_path):
+    run = tmp_path / "run"
+    hold_folder(run)
+    shutil.rmtree(run)
+    hold_folder(run)
+    assert (run / ".lock").is_file()
+    process = multiprocessing.get_context("spawn").Process(target=hold_folder, args=(run,))
+    process.start()
+    process.join()
+    assert process.exitcode == 1
+
+
+def test_drive_without_locks_is_written_with_a_warning(tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(locks.fcntl, "lockf", refuse)
+    hold_folder(tmp_path / "run")
+    assert "cannot be locked (Function not implemented): start one command" in caplog.text
+
+
+def test_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "run" / ".lock").mkdir(parents=True)
+    with pytest.raises(OSError, match="output_dir '.*run' cannot be written .*; take another"):
+        hold_folder(tmp_path / "run")

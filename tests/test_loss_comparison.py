@@ -88,6 +88,20 @@ def test_all_losses_of_a_seed_come_before_the_next_seed(root, steps):
     assert "pieces minus dice_ce: +1.000" in text and "4 of 4 scored runs" in text
 
 
+def test_cases_that_failed_for_one_loss_count_for_none_and_are_scored_again(root, steps):
+    compare(root, seeds=[0])
+    (root / "table" / "dice_ce" / "fold_0_seed_0" / "report_0" / "summary.json").write_text(
+        json.dumps({"errors": [{"case": "report_0 1", "error": "the prediction is missing"}]})
+    )
+    steps.clear()
+    compare(root, seeds=[0])
+    assert [what for run_id, what, _ in steps] == ["scoring of dice_ce, seed 0, fold 0"]
+    rows = rows_of(root / "table" / "table.csv")
+    assert float(rows["dice_ce"]["dice_mean"]) == pytest.approx(0.1)  # of 0.1 and 0.2
+    assert float(rows["pieces"]["dice_mean"]) == pytest.approx(1.1)
+    assert "cases 1;" in (root / "table" / "table.md").read_text()
+
+
 def test_finished_runs_are_left_alone_and_others_go_on(root, steps):
     compare(root)
     steps.clear()
@@ -98,6 +112,7 @@ def test_finished_runs_are_left_alone_and_others_go_on(root, steps):
     assert [(run_id, what) for run_id, what, _ in steps] == [
         ("evaluating", "scoring of dice_ce, seed 0, fold 0"),
         ("training", "pieces, seed 0, fold 0"),
+        ("evaluating", "scoring of pieces, seed 0, fold 0"),  # what was there is of weights that are no more
         ("costing", "cost of dice_ce"),
         ("costing", "cost of pieces"),
     ]

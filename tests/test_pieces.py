@@ -14,7 +14,13 @@ from monai.losses import DiceLoss
 from scipy import ndimage
 from torch.nn.functional import one_hot
 
-from monai_skelrec import DiceCESkeletonRecallLoss, PieceErrorLoss, TubeDeepSupervisionLoss, tubed_skeleton
+from monai_skelrec import (
+    DiceCESkeletonRecallLoss,
+    FocusedRecallLoss,
+    PieceErrorLoss,
+    TubeDeepSupervisionLoss,
+    tubed_skeleton,
+)
 from monai_skelrec.handlers import WarmUp
 from monai_skelrec.pieces import piece_error
 
@@ -156,6 +162,11 @@ def test_ignored_voxels_have_no_pieces():
     assert value.item() == pytest.approx(0, abs=1e-6)
 
 
+def test_index_as_large_as_its_dtype_is_a_class():
+    label = LABEL.to(torch.uint8) * 255
+    assert piece_error(logits_of(label, 256), label, label).item() == pytest.approx(0, abs=1e-6)
+
+
 def test_no_piece_costs_nothing_and_keeps_the_graph():
     input = logits_of(lines()).requires_grad_()
     piece_error(input, lines(), lines()).backward()
@@ -293,6 +304,12 @@ def test_meta_tensors_and_integer_labels_are_taken_and_left_alone():
         ({"tolerance": -1}, "tolerance must be at least 0, got -1"),
         ({"margin": 0.5}, "margin must be at least 0 and below 0.5, got 0.5"),
         ({"margin": -0.1}, "margin must be at least 0 and below 0.5, got -0.1"),
+        ({"sigmoid": True}, "sigmoid must be that of DiceCESkeletonRecallLoss, False, got True"),
+        ({"ignore_index": 255}, "ignore_index must be that of DiceCESkeletonRecallLoss, None, got 255"),
+        (
+            {"base": FocusedRecallLoss(DiceCESkeletonRecallLoss(), over="branch")},
+            "put PieceErrorLoss into FocusedRecall",
+        ),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, message):
