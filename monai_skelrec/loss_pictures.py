@@ -59,7 +59,7 @@ def draw_differences(
     the fold that scored it, the first one where several have, and from any part of the report.
 
     Args:
-        output_dir: of the comparison; gets ``pictures/<case>.png``, those of earlier calls are replaced.
+        output_dir: of the comparison; gets ``pictures/<case>.png``, those of earlier calls are removed.
         runs: that are scored.
         reports: folders of scores within each run's, with the label maps in ``predictions``.
         evaluation_of: what a run's folder of scores was made of.
@@ -116,6 +116,9 @@ def draw_differences(
             line=f"seed {seed}, fold {fold}; {_range(scores, name, measure)}",
         )
         paths.append(drawn)
+    # those of earlier calls, which no table shows any more
+    for old in set((output_dir / "pictures").glob("*.png")) - set(paths):
+        old.unlink()
     return paths
 
 

@@ -313,6 +313,7 @@ def test_cases_of_all_folds_are_drawn_with_the_lowest_seed(table, sheets):
 def test_limit_bounds_the_pictures_and_zero_needs_no_matplotlib(table, sheets, monkeypatch):
     folder, runs, cases = table
     assert [path.stem for path in draw_differences(folder, runs, ["report_0"], evaluations(cases), 1)] == ["road 1"]
+    assert [path.name for path in (folder / "pictures").glob("*.png")] == ["road 1.png"]
     monkeypatch.setattr(panels, "optional_import", lambda module: (None, False))
     assert draw_differences(folder, runs, ["report_0"], evaluations(cases), 0) == []
     with pytest.raises(ImportError, match=r"pictures need matplotlib: .* or set --pictures 0"):
