@@ -44,7 +44,7 @@ def infer(run, scans, out, *files, **knobs):
         sw_batch_size=1,
         **knobs,
     )
-    return {path.name: path for path in out.iterdir() if path.is_file() and path.name != "manifest.json"}
+    return {path.name: path for path in out.iterdir() if path.is_file() and path.name not in ("manifest.json", ".lock")}
 
 
 def require_same(one, other):
