@@ -310,10 +310,18 @@ def test_cases_of_all_folds_are_drawn_with_the_lowest_seed(table, sheets):
     assert runs[-1].seed == 1 and tiles[3].note == f"clDice {value:.3f}, beta0 error 1"
 
 
+def test_picture_of_an_earlier_call_that_the_table_no_longer_shows_is_removed(table, sheets):
+    folder, runs, cases = table
+    (folder / "pictures").mkdir(exist_ok=True)
+    for name in ("old.png", "road 1.png"):
+        (folder / "pictures" / name).touch()
+    draw_differences(folder, runs, ["report_0"], evaluations(cases), 1)
+    assert [path.name for path in (folder / "pictures").iterdir()] == ["road 1.png"]
+
+
 def test_limit_bounds_the_pictures_and_zero_needs_no_matplotlib(table, sheets, monkeypatch):
     folder, runs, cases = table
     assert [path.stem for path in draw_differences(folder, runs, ["report_0"], evaluations(cases), 1)] == ["road 1"]
-    assert [path.name for path in (folder / "pictures").glob("*.png")] == ["road 1.png"]
     monkeypatch.setattr(panels, "optional_import", lambda module: (None, False))
     assert draw_differences(folder, runs, ["report_0"], evaluations(cases), 0) == []
     with pytest.raises(ImportError, match=r"pictures need matplotlib: .* or set --pictures 0"):
