@@ -14,7 +14,7 @@ from torch.nn.modules.loss import _Loss
 
 from .chunks import term_dtype
 from .deep_supervision import TubeDeepSupervisionLoss
-from .tube_entries import counted, log_probabilities, shares, without_background
+from .tube_entries import counted, label_channels, log_probabilities, refuse_negative, shares, without_background
 
 __all__ = ["FocusedRecallLoss", "focused_recall"]
 
@@ -72,9 +72,7 @@ class FocusedRecallLoss(_Loss):
         ignore_index: int | None = None,
     ) -> None:
         super().__init__()
-        for name, value in {"lambda_recall": lambda_recall, "gamma": gamma}.items():
-            if value < 0:
-                raise ValueError(f"{name} must be at least 0, got {value}.")
+        refuse_negative(lambda_recall=lambda_recall, gamma=gamma)
         if over not in _OVER:
             raise ValueError(f"over must be one of {', '.join(_OVER)}, got {over}.")
         self.loss = loss
@@ -119,8 +117,8 @@ class FocusedRecallLoss(_Loss):
 
     def _parts(self, target: torch.Tensor, n_classes: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Label, tube and branches."""
-        channels, stacked = target.shape[1], 3 if self.over == "branch" else 2
-        labels = n_classes if self.sigmoid and channels == stacked * n_classes else 1
+        channels = target.shape[1]
+        labels = label_channels(target, n_classes, self.sigmoid, stacked=3 if self.over == "branch" else 2)
         if self.over != "branch":
             return target[:, :labels], target[:, labels:], None
         if channels not in (3, 1 + 2 * n_classes, 3 * labels):

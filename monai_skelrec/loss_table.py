@@ -78,7 +78,7 @@ def write_loss_table(
     """
     losses = list(dict.fromkeys(run.loss for run in runs))
     counted = complete_runs(runs)
-    scores = _without_failures({run: _scores_of(run, reports) for run in counted}, reports)
+    scores = _read_scores(counted, reports)
     seeds = sorted({run.seed for run in counted})
     rows: list[Row] = []
     for loss in losses if counted else []:
@@ -114,21 +114,19 @@ def write_loss_table(
     return path
 
 
-def _scores_of(run: LossRun, reports: Sequence[str]) -> list[Row]:
-    rows = [row for report in reports for row in read_run(run.folder / report).rows]
-    keys = [(row["case"], row["class"]) for row in rows]
-    if len(set(keys)) < len(keys):
-        twice = next(case for case, group in keys if keys.count((case, group)) > 1)
-        raise ValueError(f"case {twice!r} stands in two parts of the report of {run.folder}; give each case once.")
-    return rows
-
-
-def _without_failures(scores: Mapping[LossRun, list[Row]], reports: Sequence[str]) -> dict[LossRun, list[Row]]:
-    """Leave out cases that could not be scored for some loss of the same seed and fold: means are of the same cases."""
+def _read_scores(runs: Sequence[LossRun], reports: Sequence[str]) -> dict[LossRun, list[Row]]:
+    """Rows of each run, without cases that failed for some loss of the same seed and fold: all means agree on cases."""
+    scores: dict[LossRun, list[Row]] = {}
     failed: dict[tuple[int, str], set[str]] = {}
-    for run in scores:
-        errors = [case for report in reports for case in read_run(run.folder / report).errors]
-        failed.setdefault((run.seed, run.fold), set()).update(errors)
+    for run in runs:
+        tables = [read_run(run.folder / report) for report in reports]
+        rows = [row for table in tables for row in table.rows]
+        keys = [(row["case"], row["class"]) for row in rows]
+        if len(set(keys)) < len(keys):
+            twice = next(case for case, group in keys if keys.count((case, group)) > 1)
+            raise ValueError(f"case {twice!r} stands in two parts of the report of {run.folder}; give each case once.")
+        scores[run] = rows
+        failed.setdefault((run.seed, run.fold), set()).update(case for table in tables for case in table.errors)
     return {run: [row for row in rows if row["case"] not in failed[run.seed, run.fold]] for run, rows in scores.items()}
 
 

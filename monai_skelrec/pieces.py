@@ -19,7 +19,7 @@ from torch.nn.modules.loss import _Loss
 
 from .chunks import term_dtype
 from .skeletons import tubed_skeleton
-from .tube_entries import counted, log_probabilities
+from .tube_entries import counted, label_channels, log_probabilities, refuse_negative
 
 __all__ = ["PieceErrorLoss", "piece_error"]
 
@@ -64,9 +64,7 @@ class PieceErrorLoss(_Loss):
         ignore_index: int | None = None,
     ) -> None:
         super().__init__()
-        for name, value in {"lambda_pieces": lambda_pieces, "tolerance": tolerance}.items():
-            if value < 0:
-                raise ValueError(f"{name} must be at least 0, got {value}.")
+        refuse_negative(lambda_pieces=lambda_pieces, tolerance=tolerance)
         if not 0 <= margin < 0.5:
             raise ValueError(f"margin must be at least 0 and below 0.5, got {margin}.")
         for within in loss.modules():
@@ -106,7 +104,7 @@ class PieceErrorLoss(_Loss):
         if self.ramp > 0 and self.lambda_pieces > 0:
             head = input if isinstance(input, torch.Tensor) else input[0]
             head = head.as_tensor() if isinstance(head, MetaTensor) else head
-            channels = head.shape[1] if self.sigmoid and target.shape[1] == 2 * head.shape[1] else 1
+            channels = label_channels(target, head.shape[1], self.sigmoid)
             label, tube = target[:, :channels], target[:, channels:]
             term = piece_error(head, label, tube, self.tolerance, self.margin, self.sigmoid, self.ignore_index)
             self.terms["piece_error"] = term.detach()
@@ -186,8 +184,8 @@ def _find(
     n_classes = input.shape[1]
     regions = sigmoid and label.shape[1] == n_classes
     keep = counted(label, ignore_index)
-    wanted, tubes = (_values(torch.where(keep, each, 0), n_classes, regions) for each in (label, tube))
-    predicted = (_predicted(input, 0.5 - margin, sigmoid, regions) * keep).cpu().numpy()
+    masks = (label, tube, _predicted(input, 0.5 - margin, sigmoid))
+    wanted, tubes, predicted = (_values(torch.where(keep, mask, 0), n_classes, regions) for mask in masks)
     false = np.where(_is_false(predicted, wanted, tolerance), predicted.astype(np.int32) * 3 + _FALSE, 0)
     at, channel = _centerline(tubes)
     where = [torch.from_numpy(axis).to(input.device) for axis in (at[0], channel, *at[2:])]
@@ -242,22 +240,17 @@ def _values(positive: torch.Tensor, n_classes: int, regions: bool) -> np.ndarray
     return values.to(torch.uint8 if n_classes < 255 else torch.int32).cpu().numpy()
 
 
-def _predicted(input: torch.Tensor, threshold: float, sigmoid: bool, regions: bool) -> torch.Tensor:
-    """As :py:func:`_values`: channels above a probability; of exclusive classes the likeliest but background."""
-    small = torch.uint8 if input.shape[1] < 255 else torch.int32
+def _predicted(input: torch.Tensor, threshold: float, sigmoid: bool) -> torch.Tensor:
+    """Booleans, channels above a probability; of exclusive classes the likeliest but background as an index, or 0."""
     odds = math.log(threshold / (1 - threshold))
     if sigmoid:
-        channel = torch.arange(1, input.shape[1] + 1, device=input.device).view(1, -1, *[1] * (input.ndim - 2))
-        found = torch.where(input > odds, channel, 0)
-        if not regions:
-            found[:, 0] = 0
-        return found.to(small)
+        return input > odds
     # no class has the probability where its odds against background alone are too low: few voxels are left to look at
     item, *voxel = (input[:, 1:].amax(1) - input[:, 0] > odds).nonzero(as_tuple=True)
     p = input.movedim(1, -1)[(item, *voxel)].double().softmax(1)
     best, channel = p[:, 1:].max(1)
-    found = torch.zeros_like(input[:, :1], dtype=small)
-    found.movedim(1, -1)[(item, *voxel)] = torch.where(best > threshold, channel + 2, 0).to(small)[:, None]
+    found = torch.zeros_like(input[:, :1], dtype=torch.int32)
+    found.movedim(1, -1)[(item, *voxel)] = torch.where(best > threshold, channel + 1, 0).to(found.dtype)[:, None]
     return found
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-__all__ = ["counted", "log_probabilities", "shares", "without_background"]
+__all__ = ["counted", "label_channels", "log_probabilities", "refuse_negative", "shares", "without_background"]
 
 
 def counted(label: torch.Tensor, ignore_index: int | None) -> torch.Tensor:
@@ -17,6 +17,25 @@ def counted(label: torch.Tensor, ignore_index: int | None) -> torch.Tensor:
     if ignore_index is None:
         return torch.ones_like(label[:, :1], dtype=torch.bool)
     return (label != ignore_index).all(1, keepdim=True)
+
+
+def label_channels(target: torch.Tensor, n_classes: int, sigmoid: bool, stacked: int = 2) -> int:
+    """How many channels of a target are the label's: those of regions, or one of class indices.
+
+    Args:
+        target: label, tubed skeleton and what else is stacked on it, in this order on the channel axis.
+        n_classes: of the logits.
+        sigmoid: independent channels instead of exclusive classes.
+        stacked: how many things stand in the target.
+    """
+    return n_classes if sigmoid and target.shape[1] == stacked * n_classes else 1
+
+
+def refuse_negative(**numbers: float) -> None:
+    """Raise ValueError for the first of some named numbers that is below 0."""
+    for name, value in numbers.items():
+        if value < 0:
+            raise ValueError(f"{name} must be at least 0, got {value}.")
 
 
 def without_background(found: torch.Tensor) -> torch.Tensor:
