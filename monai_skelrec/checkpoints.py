@@ -14,7 +14,7 @@ from monai.engines import Workflow
 from torch.nn.parallel import DistributedDataParallel
 
 from .files import remove_unfinished, replace
-from .networks import inference_state_dict
+from .networks import inference_network, inference_state_dict
 from .processes import is_first
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "finished_epochs",
     "refuse_other_network",
     "resume_run",
+    "start_weights",
 ]
 
 WEIGHTS, LAST, PREVIOUS, CONFIG = "model.pt", "last.pt", "previous.pt", "config.yaml"
@@ -180,6 +181,36 @@ def resume_run(checkpoints: RunCheckpoints, trainer: Workflow) -> None:
         # MONAI makes the scaler when the run begins
         if content["scaler"] and engine.scaler is not None:
             engine.scaler.load_state_dict(content["scaler"])
+
+
+def start_weights(path: str | None, network: torch.nn.Module, output_dir: str, resume: bool = False) -> None:
+    """Begin a training with the weights of another: to finish it with another loss, or on other data.
+
+    Nothing else is taken over: the rate, its schedule, momentum and the number of the epoch are those of a new run.
+    Heads that only training has are in ``last.pt``; with a ``model.pt`` they begin at random.
+
+    Args:
+        path: ``model.pt`` or ``last.pt`` of a run; None leaves the network as it is.
+        network: as it is trained; those within, when it is a DistributedDataParallel.
+        output_dir: folder of the new run.
+        resume: whether a run in ``output_dir`` goes on, whose own weights then count.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when it belongs to another network; the first layers that differ are named.
+    """
+    if path is None or (resume and finished_epochs(Path(output_dir)) > 0):
+        return
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"start_from {path!r} is not there; name model.pt or last.pt of a run.")
+    network = network.module if isinstance(network, DistributedDataParallel) else network
+    weights = torch.load(path, map_location="cpu", weights_only=True)
+    if "network" in weights and "epoch" in weights:
+        weights = weights["network"]
+    with_heads = network.state_dict().keys() == weights.keys()
+    part = network if with_heads else inference_network(network)
+    refuse_other_network(path, weights, part)
+    part.load_state_dict(weights)
 
 
 def _read_last(folder: Path) -> tuple[Path, dict[str, Any]]:

@@ -61,12 +61,13 @@ class Reseed:
 class WarmUp:
     """Let skeleton recall and what goes with it count later than Dice and cross-entropy.
 
-    Every loss within ``loss`` that has a ``ramp`` gets one: 0 in the first ``epochs``, then 1. It follows from the
-    number of the epoch alone, so a resumed run goes on with what an uninterrupted one would have.
+    Every loss within ``loss`` that has a ``ramp`` gets one: 0 in the first ``epochs``, then 1; with a ``warm_up`` of
+    its own waits for the later of the two. It follows from the number of the epoch alone, so a resumed run goes on with
+    what an uninterrupted one would have.
 
     Args:
         loss: of the trainer.
-        epochs: without these terms; 0 leaves everything as it is.
+        epochs: without these terms; 0 leaves what has no ``warm_up`` as it is.
 
     Raises:
         ValueError: when ``epochs`` is negative, or nothing in ``loss`` has a ramp.
@@ -74,7 +75,7 @@ class WarmUp:
 
     def __init__(self, loss: torch.nn.Module, epochs: int) -> None:
         self.losses: list[Any] = [each for each in loss.modules() if hasattr(each, "ramp")]
-        self.epochs = epochs
+        self.waits = [max(epochs, getattr(each, "warm_up", 0)) for each in self.losses]
         if epochs < 0:
             raise ValueError(f"a warm-up must take at least 0 epochs, got {epochs}.")
         if epochs > 0 and not self.losses:
@@ -85,12 +86,12 @@ class WarmUp:
         Args:
             engine: the trainer.
         """
-        if self.epochs > 0:
+        if any(self.waits):
             engine.add_event_handler(Events.EPOCH_STARTED, self)
 
     def __call__(self, engine: Workflow) -> None:
-        for loss in self.losses:
-            loss.ramp = float(engine.state.epoch > self.epochs)
+        for loss, epochs in zip(self.losses, self.waits):
+            loss.ramp = float(engine.state.epoch > epochs)
 
 
 class Progress:

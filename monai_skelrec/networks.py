@@ -8,7 +8,7 @@ import torch
 from monai.networks.nets import DynUNet
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-__all__ = ["SupervisedDynUNet", "inference_state_dict", "plan_unet", "training_network"]
+__all__ = ["SupervisedDynUNet", "inference_network", "inference_state_dict", "plan_unet", "training_network"]
 
 _SMALLEST_EDGE = 4  # voxels of the coarsest level on any axis that is halved
 _FIRST_FILTERS, _MOST_FILTERS = 32, {2: 512, 3: 320}
@@ -153,6 +153,17 @@ def training_network(network: torch.nn.Module, deep_supervision: bool = True) ->
     return network
 
 
+def inference_network(network: torch.nn.Module) -> torch.nn.Module:
+    """What :py:func:`training_network` was given, its weights shared.
+
+    Args:
+        network: as trained; also within DataParallel or DistributedDataParallel.
+    """
+    if isinstance(network, (DataParallel, DistributedDataParallel)):
+        network = network.module
+    return network.network if isinstance(network, SupervisedDynUNet) else network
+
+
 def inference_state_dict(network: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Weights for inference: they load strictly into the network that :py:func:`training_network` was given.
 
@@ -162,8 +173,4 @@ def inference_state_dict(network: torch.nn.Module) -> dict[str, torch.Tensor]:
     Returns:
         State dictionary without the heads that only training has.
     """
-    if isinstance(network, (DataParallel, DistributedDataParallel)):
-        network = network.module
-    if isinstance(network, SupervisedDynUNet):
-        network = network.network
-    return network.state_dict()
+    return inference_network(network).state_dict()

@@ -35,13 +35,14 @@ class PieceErrorLoss(_Loss):
     with :math:`E` of :py:func:`piece_error`. Dice, cross-entropy and skeleton recall count voxels, so a gap of two
     voxels or a speck of five hardly counts; the errors of Betti numbers are made of them. The term is for the
     full-resolution head; ``loss`` may be a :py:class:`monai_skelrec.TubeDeepSupervisionLoss`, which sees all heads.
-    Pieces are of use once a network finds most of the vessels: set ``warm_up`` of the training.
+    Pieces are of use once a network finds most of the vessels: set ``warm_up``.
 
     Args:
         loss: Dice and cross-entropy, with or without skeleton recall.
         lambda_pieces: weight of the term; at 0 it is not computed.
         tolerance: see :py:func:`piece_error`.
         margin: see :py:func:`piece_error`.
+        warm_up: first epochs of a training without the term; :py:class:`monai_skelrec.handlers.WarmUp` counts them.
         sigmoid: independent channels instead of exclusive classes, as in ``loss``.
         ignore_index: label of voxels that no term counts, as in ``loss``.
 
@@ -50,8 +51,8 @@ class PieceErrorLoss(_Loss):
         ramp: from 0 to 1, set by :py:class:`monai_skelrec.handlers.WarmUp`; at 0 the term is not computed.
 
     Raises:
-        ValueError: when ``lambda_pieces`` or ``tolerance`` is negative, ``margin`` is not from 0 to below one half, or
-            a loss within has another ``sigmoid`` or ``ignore_index``, or needs branches in the target.
+        ValueError: when ``lambda_pieces``, ``tolerance`` or ``warm_up`` is negative, ``margin`` is not from 0 to below
+            one half, or a loss within has another ``sigmoid`` or ``ignore_index``, or needs branches in the target.
     """
 
     def __init__(
@@ -60,11 +61,12 @@ class PieceErrorLoss(_Loss):
         lambda_pieces: float = 1.0,
         tolerance: int = 2,
         margin: float = 0.3,
+        warm_up: int = 0,
         sigmoid: bool = False,
         ignore_index: int | None = None,
     ) -> None:
         super().__init__()
-        refuse_negative(lambda_pieces=lambda_pieces, tolerance=tolerance)
+        refuse_negative(lambda_pieces=lambda_pieces, tolerance=tolerance, warm_up=warm_up)
         if not 0 <= margin < 0.5:
             raise ValueError(f"margin must be at least 0 and below 0.5, got {margin}.")
         for within in loss.modules():
@@ -81,6 +83,7 @@ class PieceErrorLoss(_Loss):
         self.lambda_pieces = float(lambda_pieces)
         self.tolerance = tolerance
         self.margin = float(margin)
+        self.warm_up = warm_up
         self.sigmoid = sigmoid
         self.ignore_index = ignore_index
         self.ramp = 1.0

@@ -322,6 +322,21 @@ def test_resumed_training_equals_an_uninterrupted_one(tmp_path):
         assert torch.equal(value, parts["network"][name]), name
 
 
+def test_training_begins_with_the_weights_of_another_run(trained, tmp_path):
+    source = trained("topcow")
+    monai.bundle.run(
+        run_id="training",
+        config_file=files_of("train.yaml") + [str(source / "run" / "config.yaml")],
+        output_dir=str(tmp_path / "again"),
+        start_from=str(source / "run" / "last.pt"),
+        learning_rate=0.0,
+        epochs=1,
+    )
+    before, after = (torch.load(run / "last.pt", weights_only=True) for run in (source / "run", tmp_path / "again"))
+    assert after["epoch"] == 1
+    torch.testing.assert_close(after["network"], before["network"], rtol=0, atol=0)
+
+
 def test_written_config_gives_the_same_model_again(trained, tmp_path):
     run = trained("topcow") / "run"
     monai.bundle.run(

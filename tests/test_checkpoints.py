@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from monai.networks.nets import DynUNet
 
-from monai_skelrec import checkpoints, handlers
+from monai_skelrec import checkpoints, handlers, training_network
+from monai_skelrec.networks import inference_state_dict
 
 
 class Toy:
@@ -113,6 +115,50 @@ def test_nothing_to_resume_and_another_network_are_named(tmp_path):
     longer.checkpoints.network = torch.nn.Linear(1, 2)
     with pytest.raises(ValueError, match="last.pt' belongs to another network"):
         checkpoints.resume_run(longer.checkpoints, longer.trainer)
+
+
+def dyn_unet(n_classes=2):
+    return DynUNet(2, 1, n_classes, [3] * 4, [1, 2, 2, 2], [2, 2, 2], filters=[4, 4, 4, 4])
+
+
+def test_training_starts_from_the_weights_of_another(tmp_path):
+    source, other = training_network(dyn_unet()), training_network(dyn_unet())
+    torch.save(inference_state_dict(source), tmp_path / "model.pt")
+    torch.save({"network": source.state_dict(), "epoch": 3}, tmp_path / "last.pt")
+    heads = [weights.clone() for weights in other.heads.parameters()]
+    checkpoints.start_weights(None, other, str(tmp_path / "new"))
+    first = "network.input_block.conv1.conv.weight"
+    assert not torch.equal(other.state_dict()[first], source.state_dict()[first])
+    checkpoints.start_weights(str(tmp_path / "model.pt"), other, str(tmp_path / "new"))
+    torch.testing.assert_close(inference_state_dict(other), inference_state_dict(source), rtol=0, atol=0)
+    assert all(map(torch.equal, heads, other.heads.parameters()))
+    checkpoints.start_weights(str(tmp_path / "last.pt"), other, str(tmp_path / "new"))
+    torch.testing.assert_close(other.state_dict(), source.state_dict(), rtol=0, atol=0)
+
+
+def test_resumed_run_keeps_its_own_weights(tmp_path):
+    (tmp_path / "run").mkdir()
+    Toy(tmp_path / "run", epochs=1).run()
+    toy = Toy(tmp_path / "new", epochs=1)
+    path, before = str(tmp_path / "run" / "last.pt"), toy.network.weight.item()
+    checkpoints.start_weights(path, toy.network, str(tmp_path / "run"), resume=True)
+    assert toy.network.weight.item() == before
+    checkpoints.start_weights(path, toy.network, str(tmp_path / "new"), resume=True)
+    assert toy.network.weight.item() != before
+
+
+def test_weights_to_start_from_must_be_there_and_fit(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match="start_from .*model.pt' is not there; name model.pt or last.pt of a run"
+    ):
+        checkpoints.start_weights(str(tmp_path / "model.pt"), dyn_unet(), str(tmp_path))
+    for name, content in {
+        "model.pt": dyn_unet(3).state_dict(),
+        "last.pt": {"network": training_network(dyn_unet(3)).state_dict(), "epoch": 1},
+    }.items():
+        torch.save(content, tmp_path / name)
+        with pytest.raises(ValueError, match=f"{name}' belongs to another network .*another size of .*output_block"):
+            checkpoints.start_weights(str(tmp_path / name), training_network(dyn_unet()), str(tmp_path))
 
 
 def test_run_killed_before_its_first_checkpoint_starts_again_and_says_so(tmp_path, caplog):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from bundle_data import files_of
+from ignite.engine import Events
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.losses import DiceLoss
@@ -302,6 +304,7 @@ def test_meta_tensors_and_integer_labels_are_taken_and_left_alone():
     [
         ({"lambda_pieces": -1}, "lambda_pieces must be at least 0, got -1"),
         ({"tolerance": -1}, "tolerance must be at least 0, got -1"),
+        ({"warm_up": -1}, "warm_up must be at least 0, got -1"),
         ({"margin": 0.5}, "margin must be at least 0 and below 0.5, got 0.5"),
         ({"margin": -0.1}, "margin must be at least 0 and below 0.5, got -0.1"),
         ({"sigmoid": True}, "sigmoid must be that of DiceCESkeletonRecallLoss, False, got True"),
@@ -337,6 +340,29 @@ def test_warm_up_follows_the_number_of_the_epoch():
     assert ramps == [(0, 0), (0, 0), (1, 1), (0, 0)]
 
 
+def test_pieces_wait_longer_than_skeleton_recall():
+    loss = TubeDeepSupervisionLoss(pieces(warm_up=3))
+    ramps = {}
+    for epochs in (0, 2, 4):
+        engine, ramps[epochs] = SimpleNamespace(state=SimpleNamespace(epoch=0)), []
+        handler = WarmUp(loss, epochs)
+        for engine.state.epoch in (2, 3, 4, 5):
+            handler(engine)
+            ramps[epochs].append((loss.loss.loss.ramp, loss.loss.ramp))
+    assert ramps == {
+        0: [(1, 0), (1, 0), (1, 1), (1, 1)],
+        2: [(0, 0), (1, 0), (1, 1), (1, 1)],
+        4: [(0, 0), (0, 0), (0, 0), (1, 1)],
+    }
+
+
+def test_warm_up_of_pieces_alone_is_heard():
+    for warm_up, heard in {0: [], 3: [Events.EPOCH_STARTED]}.items():
+        engine = Mock()
+        WarmUp(pieces(warm_up=warm_up), 0).attach(engine)
+        assert [call.args[0] for call in engine.add_event_handler.call_args_list] == heard
+
+
 def test_warm_up_of_nothing_is_refused():
     with pytest.raises(ValueError, match="DiceLoss has no term that could be warmed up; set warm_up to 0"):
         WarmUp(DiceLoss(), epochs=1)
@@ -360,7 +386,8 @@ def test_knobs_of_pieces_yaml():
     loss = parser.get_parsed_content("loss")
     assert (loss.lambda_pieces, loss.tolerance, loss.margin) == (0.5, 1, 0.2)
     assert loss.loss.loss.lambda_skeleton == 0.3
-    assert parser.get_parsed_content("warm_up") == 10
+    assert loss.warm_up == 10
+    assert parsed(piece_warm_up=0, epochs=40).get_parsed_content("loss").warm_up == 0
 
 
 def test_comparison_trains_the_loss_of_pieces_yaml():
@@ -368,7 +395,7 @@ def test_comparison_trains_the_loss_of_pieces_yaml():
     parser.read_config(files_of("train.yaml", "compare.yaml"))
     parser.update(parser.get("loss_library")["pieces"])
     compared = parser.get_parsed_content("loss")
-    for name in ("lambda_pieces", "tolerance", "margin"):
+    for name in ("lambda_pieces", "tolerance", "margin", "warm_up"):
         assert getattr(loss, name) == getattr(compared, name)
     assert type(compared.loss) is TubeDeepSupervisionLoss
     assert loss.loss.loss.lambda_skeleton == compared.loss.loss.lambda_skeleton == 1.0
