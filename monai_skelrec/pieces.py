@@ -59,7 +59,7 @@ class PieceErrorLoss(_Loss):
         self,
         loss: torch.nn.Module,
         lambda_pieces: float = 1.0,
-        tolerance: int = 2,
+        tolerance: int = 4,
         margin: float = 0.3,
         warm_up: int = 0,
         sigmoid: bool = False,
@@ -119,7 +119,7 @@ def piece_error(
     input: torch.Tensor,
     label: torch.Tensor,
     tube: torch.Tensor,
-    tolerance: int = 2,
+    tolerance: int = 4,
     margin: float = 0.3,
     sigmoid: bool = False,
     ignore_index: int | None = None,
@@ -137,7 +137,7 @@ def piece_error(
     - the centreline that is found, the rest of it;
     - :math:`F`, **false pieces**: the prediction, :math:`p > 1/2 - margin` and of exclusive classes only the likeliest
       but background, farther than ``tolerance`` from the label; and components of the prediction that share no voxel
-      with the label, however near.
+      with the label, however near, be they alone at :math:`p > 1/2 - margin` or where :math:`p > 1/2`.
 
     :math:`n_{bc}` is the number of pieces of all three, :math:`C_b` are the classes that have any. A gap of two voxels
     counts as much as one of twenty, a speck as much as a false branch, a class that is not there as much as one that
@@ -187,9 +187,12 @@ def _find(
     n_classes = input.shape[1]
     regions = sigmoid and label.shape[1] == n_classes
     keep = counted(label, ignore_index)
-    masks = (label, tube, _predicted(input, 0.5 - margin, sigmoid))
-    wanted, tubes, predicted = (_values(torch.where(keep, mask, 0), n_classes, regions) for mask in masks)
-    false = np.where(_is_false(predicted, wanted, tolerance), predicted.astype(np.int32) * 3 + _FALSE, 0)
+    masks = (label, tube, *(_predicted(input, level, sigmoid) for level in sorted({0.5 - margin, 0.5})))
+    wanted, tubes, predicted, *sure = (_values(torch.where(keep, mask, 0), n_classes, regions) for mask in masks)
+    is_false = _is_far(predicted, wanted, tolerance)
+    for each in (predicted, *sure):
+        is_false |= _is_alone(each, wanted)
+    false = np.where(is_false, predicted.astype(np.int32) * 3 + _FALSE, 0)
     at, channel = _centerline(tubes)
     where = [torch.from_numpy(axis).to(input.device) for axis in (at[0], channel, *at[2:])]
     is_found = log_probabilities(input, where[0], where[1], where[2:], sigmoid).exp() >= 0.5 + margin
@@ -266,14 +269,19 @@ def _centerline(tube: np.ndarray) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
     return at, lines[at].astype(np.int64) - 1
 
 
-def _is_false(predicted: np.ndarray, wanted: np.ndarray, tolerance: int) -> np.ndarray:
-    """Whether a predicted voxel is far from its label, or of a component that does not touch it."""
+def _is_alone(predicted: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Whether a predicted voxel is of a component that shares none with its label."""
     numbers, total = _numbered(predicted)
-    touches = np.zeros(total + 1, dtype=bool)
-    touches[numbers[(predicted == wanted) & (predicted > 0)]] = True
+    is_alone = np.ones(total + 1, dtype=bool)
+    is_alone[numbers[(predicted == wanted) | (predicted == 0)]] = False
+    alone: np.ndarray = is_alone[numbers]
+    return alone
+
+
+def _is_far(predicted: np.ndarray, wanted: np.ndarray, tolerance: int) -> np.ndarray:
+    """Whether a predicted voxel is farther than ``tolerance`` from its label."""
     # one that agrees with its label is near it
-    disagrees = predicted * (predicted != wanted)
-    item, first, *voxel = np.nonzero(disagrees)
+    item, first, *voxel = np.nonzero(predicted * (predicted != wanted))
     value = predicted[(item, first, *voxel)]
     beside = first if wanted.shape[1] > 1 else np.zeros_like(first)
     far = np.ones(len(item), dtype=bool)
@@ -282,6 +290,6 @@ def _is_false(predicted: np.ndarray, wanted: np.ndarray, tolerance: int) -> np.n
             # at the border this looks at a voxel that is nearer
             there = [np.clip(v + step, 0, size - 1) for v, step, size in zip(voxel, offset, predicted.shape[2:])]
             far &= wanted[(item, beside, *there)] != value
-    is_false = (predicted > 0) & ~touches[numbers]
-    is_false[(item, first, *voxel)] |= far
-    return is_false
+    is_far = np.zeros(predicted.shape, dtype=bool)
+    is_far[(item, first, *voxel)] = far
+    return is_far

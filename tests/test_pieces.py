@@ -69,8 +69,8 @@ LABEL = lines(row2=1)
         pytest.param(lines(row2=1, row7=1), 1 / 2, id="a false line counts as much"),
         pytest.param(at(LABEL, r7c1=1, r8c2=1, r7c6=1), 2 / 3, id="diagonal neighbours are one piece"),
         pytest.param(at(LABEL, r3c4=1), 0, id="touches the label"),
-        pytest.param(at(LABEL, r3c4=1, r4c4=1), 0, id="a spur as long as the tolerance"),
-        pytest.param(at(LABEL, r3c4=1, r4c4=1, r5c4=1), 1 / 2, id="a longer one"),
+        pytest.param(at(LABEL, r3c4=1, r4c4=1, r5c4=1, r6c4=1), 0, id="a spur as long as the tolerance"),
+        pytest.param(at(LABEL, r3c4=1, r4c4=1, r5c4=1, r6c4=1, r7c4=1), 1 / 2, id="a longer one"),
         pytest.param(lines(row3=1), 1, id="near, but not touching the label: a gap and a false piece, nothing found"),
         pytest.param(lines(row2=1, row7=2), 1 / 2, id="a class that is not there, and one that is right"),
         pytest.param(lines(row2=2), 1, id="right place, wrong class"),
@@ -116,6 +116,17 @@ def test_margin_counts_pieces_that_are_only_just_right():
     assert piece_error(input, LABEL, LABEL, margin=0).item() == pytest.approx(0, abs=1e-6)
     assert piece_error(input, LABEL, LABEL, margin=0.04).item() == pytest.approx(0, abs=1e-6)
     assert piece_error(input, LABEL, LABEL).item() == pytest.approx((0.45 + 0.45) / 4, abs=1e-6)
+
+
+def test_a_speck_that_hangs_on_a_faint_bridge_is_alone():
+    input = torch.zeros(1, 2, 9, 9)
+    input[:, 1] = -CERTAIN
+    input[:, 1, 2] = CERTAIN
+    input[:, 1, 3, 4] = np.log(0.3 / 0.7)
+    input[:, 1, 4, 4] = np.log(0.6 / 0.4)
+    assert piece_error(input, LABEL, LABEL).item() == pytest.approx(0.6 / 2, abs=1e-6)
+    input[:, 1, 3, 4] = np.log(0.51 / 0.49)
+    assert piece_error(input, LABEL, LABEL).item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("tolerance, expected", [(0, 1 / 2), (1, 1 / 2), (2, 0)])
@@ -185,10 +196,12 @@ def by_scipy(p: np.ndarray, label: np.ndarray, tube: np.ndarray, tolerance: int,
     centerline = tubed_skeleton(tube, 0)
     for c in range(1, len(p)):
         predicted = (likeliest == c) & (p[c] > 0.5 - margin)
-        components, n = ndimage.label(predicted, full)
-        untouched = [k for k in range(1, n + 1) if not (label[components == k] == c).any()]
-        near = ndimage.binary_dilation(label == c, iterations=tolerance)
-        false, n_false = ndimage.label(predicted & (~near | np.isin(components, untouched)), full)
+        false = predicted & ~ndimage.binary_dilation(label == c, iterations=tolerance)
+        for level in (0.5 - margin, 0.5):
+            components, n = ndimage.label(predicted & (p[c] > level), full)
+            untouched = [k for k in range(1, n + 1) if not (label[components == k] == c).any()]
+            false |= np.isin(components, untouched)
+        false, n_false = ndimage.label(false, full)
         gap = (centerline == c) & (p[c] < 0.5 + margin)
         gaps, n_gaps = ndimage.label(gap, full)
         n_found = ndimage.label((centerline == c) & ~gap, full)[1]
@@ -382,10 +395,10 @@ def parsed(**knobs):
 
 
 def test_knobs_of_pieces_yaml():
-    parser = parsed(lambda_pieces=0.5, piece_tolerance=1, piece_margin=0.2, lambda_skeleton=0.3, epochs=40)
+    parser = parsed(lambda_pieces=0.5, piece_tolerance=1, piece_margin=0.2, lambda_skeleton=0.7, epochs=40)
     loss = parser.get_parsed_content("loss")
     assert (loss.lambda_pieces, loss.tolerance, loss.margin) == (0.5, 1, 0.2)
-    assert loss.loss.loss.lambda_skeleton == 0.3
+    assert loss.loss.loss.lambda_skeleton == 0.7
     assert loss.warm_up == 10
     assert parsed(piece_warm_up=0, epochs=40).get_parsed_content("loss").warm_up == 0
 
@@ -398,7 +411,7 @@ def test_comparison_trains_the_loss_of_pieces_yaml():
     for name in ("lambda_pieces", "tolerance", "margin", "warm_up"):
         assert getattr(loss, name) == getattr(compared, name)
     assert type(compared.loss) is TubeDeepSupervisionLoss
-    assert loss.loss.loss.lambda_skeleton == compared.loss.loss.lambda_skeleton == 1.0
+    assert loss.loss.loss.lambda_skeleton == compared.loss.loss.lambda_skeleton == 0.3
 
 
 # --- GPU -------------------------------------------------------------------------------------------------------------
