@@ -284,12 +284,18 @@ def _is_far(predicted: np.ndarray, wanted: np.ndarray, tolerance: int) -> np.nda
     item, first, *voxel = np.nonzero(predicted * (predicted != wanted))
     value = predicted[(item, first, *voxel)]
     beside = first if wanted.shape[1] > 1 else np.zeros_like(first)
-    far = np.ones(len(item), dtype=bool)
-    for offset in product(range(-tolerance, tolerance + 1), repeat=len(voxel)):
-        if sum(map(abs, offset)) <= tolerance:
-            # at the border this looks at a voxel that is nearer
-            there = [np.clip(v + step, 0, size - 1) for v, step, size in zip(voxel, offset, predicted.shape[2:])]
-            far &= wanted[(item, beside, *there)] != value
+    left = np.arange(len(item))
+    offsets = [np.array(step) for step in product(range(-tolerance, tolerance + 1), repeat=len(voxel))]
+    for distance in range(1, tolerance + 1):
+        is_near = np.zeros(len(left), dtype=bool)
+        for offset in offsets:
+            if np.abs(offset).sum() == distance:
+                # at the border this looks at a voxel that is nearer
+                there = [
+                    np.clip(v[left] + step, 0, size - 1) for v, step, size in zip(voxel, offset, predicted.shape[2:])
+                ]
+                is_near |= wanted[(item[left], beside[left], *there)] == value[left]
+        left = left[~is_near]
     is_far = np.zeros(predicted.shape, dtype=bool)
-    is_far[(item, first, *voxel)] = far
+    is_far[tuple(axis[left] for axis in (item, first, *voxel))] = True
     return is_far
