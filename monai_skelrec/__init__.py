@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from .branches import TubeBranches, TubeBranchesd, TubeBranchesD, TubeBranchesDict
 from .challenges import (
     CHALLENGES,
     Challenge,
@@ -16,7 +15,6 @@ from .challenges import (
 from .crack_masks import CrackMaskReader
 from .datasets import Split, list_cases, split_cases
 from .deep_supervision import TubeDeepSupervisionLoss, pool_target
-from .focused_recall import FocusedRecallLoss
 from .hrnet import HRNet
 from .losses import DiceCESkeletonRecallLoss, SkeletonRecallLoss
 from .metrics import (
@@ -61,7 +59,6 @@ __all__ = [
     "CheckScand",
     "CrackMaskReader",
     "DiceCESkeletonRecallLoss",
-    "FocusedRecallLoss",
     "HRNet",
     "MapLabelValues",
     "MapLabelValuesD",
@@ -75,10 +72,6 @@ __all__ = [
     "SkeletonRecallLoss",
     "Split",
     "SupervisedDynUNet",
-    "TubeBranches",
-    "TubeBranchesD",
-    "TubeBranchesDict",
-    "TubeBranchesd",
     "TubeDeepSupervisionLoss",
     "TubedSkeleton",
     "TubedSkeletonD",

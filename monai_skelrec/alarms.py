@@ -101,11 +101,11 @@ def classes_with_tube(target: torch.Tensor, n_classes: int) -> torch.Tensor:
 
     Args:
         target: label and its tubed skeleton stacked on the channel axis, in any of the forms that
-            :py:class:`monai_skelrec.DiceCESkeletonRecallLoss` takes; the numbers of its branches may follow.
+            :py:class:`monai_skelrec.DiceCESkeletonRecallLoss` takes.
         n_classes: background included.
     """
     target = convert_to_tensor(target, track_meta=False)
-    if target.shape[1] > 3 or target.shape[1] == 1 + n_classes:  # a channel a class, 0 where it has no tube
+    if target.shape[1] > 2 or target.shape[1] == 1 + n_classes:  # a channel a class, 0 where it has no tube
         return target[:, -n_classes:].transpose(0, 1).reshape(n_classes, -1).any(1)
     return torch.bincount(target[:, 1].reshape(-1).long(), minlength=n_classes)[:n_classes] > 0
 

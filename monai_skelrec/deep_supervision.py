@@ -151,7 +151,7 @@ class TubeDeepSupervisionLoss(_Loss):
         terms: those of ``loss`` at full resolution, of the last call.
 
     Raises:
-        ValueError: when a weight is negative, or none is positive; or ``loss`` needs the numbers of branches.
+        ValueError: when a weight is negative, or none is positive.
 
     Example:
         >>> label = torch.tensor([0, 1, 1, 2]).view(1, 1, 1, 4)
@@ -164,11 +164,6 @@ class TubeDeepSupervisionLoss(_Loss):
         super().__init__()
         if weights is not None and (min(weights, default=-1) < 0 or sum(weights) <= 0):
             raise ValueError(f"weights must be numbers of at least 0, one of them positive, got {list(weights)}.")
-        if any(getattr(each, "over", None) == "branch" for each in loss.modules()):
-            raise ValueError(
-                "numbers of branches cannot be pooled: "
-                "put FocusedRecallLoss around TubeDeepSupervisionLoss, not into it."
-            )
         self.loss = loss
         self.weights = None if weights is None else [float(weight) for weight in weights]
         self.terms: dict[str, torch.Tensor] = {}

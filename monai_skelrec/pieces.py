@@ -52,7 +52,7 @@ class PieceErrorLoss(_Loss):
 
     Raises:
         ValueError: when ``lambda_pieces``, ``tolerance`` or ``warm_up`` is negative, ``margin`` is not from 0 to below
-            one half, or a loss within has another ``sigmoid`` or ``ignore_index``, or needs branches in the target.
+            one half, or a loss within has another ``sigmoid`` or ``ignore_index``.
     """
 
     def __init__(
@@ -75,10 +75,6 @@ class PieceErrorLoss(_Loss):
                     raise ValueError(
                         f"{name} must be that of {type(within).__name__}, {getattr(within, name)}, got {own}."
                     )
-            if getattr(within, "over", "class") == "branch":
-                raise ValueError(
-                    f"put PieceErrorLoss into {type(within).__name__}, which needs branches, not around it."
-                )
         self.loss = loss
         self.lambda_pieces = float(lambda_pieces)
         self.tolerance = tolerance

@@ -74,9 +74,6 @@ def test_classes_with_tube_are_found_in_every_form_of_target():
     overlapping[0, 0] = 1  # a label, not a tube
     overlapping[0, 4 + 1, 0, 0] = 1
     assert classes_with_tube(MetaTensor(overlapping), 4).tolist() == [False, True, False, False]
-    branches = torch.tensor([[[[0, 2, 1, 0]], [[0, 2, 0, 0]], [[0, 1, 0, 0]]]])  # label, tube, number of the branch
-    assert classes_with_tube(branches, 4).tolist() == [True, False, True, False]
-    assert classes_with_tube(branches > 0, 2)[1]
 
 
 def warnings_of(alarm, tubes, caplog):

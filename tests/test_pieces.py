@@ -16,13 +16,7 @@ from monai.losses import DiceLoss
 from scipy import ndimage
 from torch.nn.functional import one_hot
 
-from monai_skelrec import (
-    DiceCESkeletonRecallLoss,
-    FocusedRecallLoss,
-    PieceErrorLoss,
-    TubeDeepSupervisionLoss,
-    tubed_skeleton,
-)
+from monai_skelrec import DiceCESkeletonRecallLoss, PieceErrorLoss, TubeDeepSupervisionLoss, tubed_skeleton
 from monai_skelrec.handlers import WarmUp
 from monai_skelrec.pieces import piece_error
 
@@ -322,10 +316,6 @@ def test_meta_tensors_and_integer_labels_are_taken_and_left_alone():
         ({"margin": -0.1}, "margin must be at least 0 and below 0.5, got -0.1"),
         ({"sigmoid": True}, "sigmoid must be that of DiceCESkeletonRecallLoss, False, got True"),
         ({"ignore_index": 255}, "ignore_index must be that of DiceCESkeletonRecallLoss, None, got 255"),
-        (
-            {"base": FocusedRecallLoss(DiceCESkeletonRecallLoss(), over="branch")},
-            "put PieceErrorLoss into FocusedRecall",
-        ),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, message):
