@@ -185,7 +185,7 @@ class TubeDeepSupervisionLoss(_Loss):
         """
         target = target.as_tensor() if isinstance(target, MetaTensor) else target
         heads = [input] if isinstance(input, torch.Tensor) else list(input)
-        weights = [1.0] if isinstance(input, torch.Tensor) else self.weights_of(len(heads))
+        weights = [1.0] if isinstance(input, torch.Tensor) else self._weights_of(len(heads))
         # first, for it also refuses a target that cannot be pooled
         value: torch.Tensor = weights[0] * self.loss(heads[0], target)
         self.terms = dict(getattr(self.loss, "terms", {}))
@@ -193,7 +193,7 @@ class TubeDeepSupervisionLoss(_Loss):
             value = value + weight * self.loss(head, pooled)
         return value
 
-    def weights_of(self, n_heads: int) -> list[float]:
+    def _weights_of(self, n_heads: int) -> list[float]:
         """Weights of so many heads, full resolution first; their sum is 1.
 
         Args:

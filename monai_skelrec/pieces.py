@@ -19,7 +19,7 @@ from torch.nn.modules.loss import _Loss
 
 from .chunks import term_dtype
 from .skeletons import tubed_skeleton
-from .tube_entries import counted, label_channels, log_probabilities, refuse_negative
+from .tube_entries import counted, log_probabilities
 
 __all__ = ["PieceErrorLoss", "piece_error"]
 
@@ -66,7 +66,9 @@ class PieceErrorLoss(_Loss):
         ignore_index: int | None = None,
     ) -> None:
         super().__init__()
-        refuse_negative(lambda_pieces=lambda_pieces, tolerance=tolerance, warm_up=warm_up)
+        for name, value in {"lambda_pieces": lambda_pieces, "tolerance": tolerance, "warm_up": warm_up}.items():
+            if value < 0:
+                raise ValueError(f"{name} must be at least 0, got {value}.")
         if not 0 <= margin < 0.5:
             raise ValueError(f"margin must be at least 0 and below 0.5, got {margin}.")
         for within in loss.modules():
@@ -103,7 +105,7 @@ class PieceErrorLoss(_Loss):
         if self.ramp > 0 and self.lambda_pieces > 0:
             head = input if isinstance(input, torch.Tensor) else input[0]
             head = head.as_tensor() if isinstance(head, MetaTensor) else head
-            channels = label_channels(target, head.shape[1], self.sigmoid)
+            channels = head.shape[1] if self.sigmoid and target.shape[1] == 2 * head.shape[1] else 1
             label, tube = target[:, :channels], target[:, channels:]
             term = piece_error(head, label, tube, self.tolerance, self.margin, self.sigmoid, self.ignore_index)
             self.terms["piece_error"] = term.detach()

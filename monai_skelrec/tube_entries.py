@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-__all__ = ["counted", "label_channels", "log_probabilities", "refuse_negative"]
+__all__ = ["counted", "log_probabilities"]
 
 
 def counted(label: torch.Tensor, ignore_index: int | None) -> torch.Tensor:
@@ -17,24 +17,6 @@ def counted(label: torch.Tensor, ignore_index: int | None) -> torch.Tensor:
     if ignore_index is None:
         return torch.ones_like(label[:, :1], dtype=torch.bool)
     return (label != ignore_index).all(1, keepdim=True)
-
-
-def label_channels(target: torch.Tensor, n_classes: int, sigmoid: bool) -> int:
-    """How many channels of a target are the label's: those of regions, or one of class indices.
-
-    Args:
-        target: label and tubed skeleton, stacked in this order on the channel axis.
-        n_classes: of the logits.
-        sigmoid: independent channels instead of exclusive classes.
-    """
-    return n_classes if sigmoid and target.shape[1] == 2 * n_classes else 1
-
-
-def refuse_negative(**numbers: float) -> None:
-    """Raise ValueError for the first of some named numbers that is below 0."""
-    for name, value in numbers.items():
-        if value < 0:
-            raise ValueError(f"{name} must be at least 0, got {value}.")
 
 
 def log_probabilities(
