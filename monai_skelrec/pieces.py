@@ -185,7 +185,7 @@ def _find(
     n_classes = input.shape[1]
     regions = sigmoid and label.shape[1] == n_classes
     keep = counted(label, ignore_index)
-    masks = (label, tube, *(_predicted(input, level, sigmoid) for level in sorted({0.5 - margin, 0.5})))
+    masks = (label, tube, *_predicted(input, sorted({0.5 - margin, 0.5}), sigmoid))
     wanted, tubes, predicted, *sure = (_values(torch.where(keep, mask, 0), n_classes, regions) for mask in masks)
     is_false = _is_far(predicted, wanted, tolerance)
     for each in (predicted, *sure):
@@ -244,18 +244,25 @@ def _values(positive: torch.Tensor, n_classes: int, regions: bool) -> np.ndarray
     return values.to(torch.uint8 if n_classes < 255 else torch.int32).cpu().numpy()
 
 
-def _predicted(input: torch.Tensor, threshold: float, sigmoid: bool) -> torch.Tensor:
-    """Booleans, channels above a probability; of exclusive classes the likeliest but background as an index, or 0."""
-    odds = math.log(threshold / (1 - threshold))
+def _predicted(input: torch.Tensor, thresholds: Sequence[float], sigmoid: bool) -> list[torch.Tensor]:
+    """Channels above each of rising thresholds as booleans; of exclusive classes the likeliest as an index, or 0."""
     if sigmoid:
-        return input > odds
+        return [input > _odds(threshold) for threshold in thresholds]
     # no class has the probability where its odds against background alone are too low: few voxels are left to look at
-    item, *voxel = (input[:, 1:].amax(1) - input[:, 0] > odds).nonzero(as_tuple=True)
+    item, *voxel = (input[:, 1:].amax(1) - input[:, 0] > _odds(thresholds[0])).nonzero(as_tuple=True)
     p = input.movedim(1, -1)[(item, *voxel)].double().softmax(1)
     best, channel = p[:, 1:].max(1)
-    found = torch.zeros_like(input[:, :1], dtype=torch.int32)
-    found.movedim(1, -1)[(item, *voxel)] = torch.where(best > threshold, channel + 1, 0).to(found.dtype)[:, None]
+    found = []
+    for threshold in thresholds:
+        found.append(torch.zeros_like(input[:, :1], dtype=torch.int32))
+        index = torch.where(best > threshold, channel + 1, 0)
+        found[-1].movedim(1, -1)[(item, *voxel)] = index[:, None].to(torch.int32)
     return found
+
+
+def _odds(p: float) -> float:
+    """Logarithm of the odds of a probability."""
+    return math.log(p / (1 - p))
 
 
 def _centerline(tube: np.ndarray) -> tuple[tuple[np.ndarray, ...], np.ndarray]:

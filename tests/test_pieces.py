@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from unittest.mock import Mock
-
 import numpy as np
 import pytest
 import torch
 from bundle_data import files_of
-from ignite.engine import Events
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
-from monai.losses import DiceLoss
 from scipy import ndimage
 from torch.nn.functional import one_hot
 
 from monai_skelrec import DiceCESkeletonRecallLoss, PieceErrorLoss, TubeDeepSupervisionLoss, tubed_skeleton
-from monai_skelrec.handlers import WarmUp
 from monai_skelrec.pieces import piece_error
 
 CERTAIN = 50.0  # logit of a probability that is 1 to float precision
@@ -321,57 +315,6 @@ def test_meta_tensors_and_integer_labels_are_taken_and_left_alone():
 def test_options_that_make_no_sense_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         pieces(**options)
-
-
-# --- warm-up ---------------------------------------------------------------------------------------------------------
-
-
-def test_ramp_is_a_factor_of_skeleton_recall():
-    input, target = random_case()
-    warming = DiceCESkeletonRecallLoss(lambda_skeleton=2.0)
-    warming.ramp = 0.25
-    assert warming(input, target).item() == DiceCESkeletonRecallLoss(lambda_skeleton=0.5)(input, target).item()
-
-
-def test_warm_up_follows_the_number_of_the_epoch():
-    loss = TubeDeepSupervisionLoss(pieces())
-    handler, engine = WarmUp(loss, epochs=2), SimpleNamespace(state=SimpleNamespace(epoch=0))
-    ramps = []
-    for engine.state.epoch in (1, 2, 3, 2):  # a resumed run may begin anywhere
-        handler(engine)
-        ramps.append((loss.loss.ramp, loss.loss.loss.ramp))
-    assert ramps == [(0, 0), (0, 0), (1, 1), (0, 0)]
-
-
-def test_pieces_wait_longer_than_skeleton_recall():
-    loss = TubeDeepSupervisionLoss(pieces(warm_up=3))
-    ramps = {}
-    for epochs in (0, 2, 4):
-        engine, ramps[epochs] = SimpleNamespace(state=SimpleNamespace(epoch=0)), []
-        handler = WarmUp(loss, epochs)
-        for engine.state.epoch in (2, 3, 4, 5):
-            handler(engine)
-            ramps[epochs].append((loss.loss.loss.ramp, loss.loss.ramp))
-    assert ramps == {
-        0: [(1, 0), (1, 0), (1, 1), (1, 1)],
-        2: [(0, 0), (1, 0), (1, 1), (1, 1)],
-        4: [(0, 0), (0, 0), (0, 0), (1, 1)],
-    }
-
-
-def test_warm_up_of_pieces_alone_is_heard():
-    for warm_up, heard in {0: [], 3: [Events.EPOCH_STARTED]}.items():
-        engine = Mock()
-        WarmUp(pieces(warm_up=warm_up), 0).attach(engine)
-        assert [call.args[0] for call in engine.add_event_handler.call_args_list] == heard
-
-
-def test_warm_up_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="DiceLoss has no term that could be warmed up; set warm_up to 0"):
-        WarmUp(DiceLoss(), epochs=1)
-    with pytest.raises(ValueError, match="a warm-up must take at least 0 epochs, got -1"):
-        WarmUp(pieces(), epochs=-1)
-    WarmUp(DiceLoss(), epochs=0)
 
 
 # --- bundle ----------------------------------------------------------------------------------------------------------
