@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .grids import PICTURES, VOLUMES, Grid, ending, grid_difference, voxel_size
+from .grids import CRACK_MASKS, PICTURES, VOLUMES, Grid, ending, grid_difference, voxel_size
 from .label_maps import as_labels, read_image, to_class_indices
 
 __all__ = ["Matched", "Pair", "indices_of", "match_label_maps", "read_pair", "read_raw_pair"]
@@ -114,7 +114,8 @@ def read_raw_pair(prediction_path: str | Path, reference_path: str | Path, check
             f"prediction and reference must have one shape, got {pred.shape} in {prediction_path} and "
             f"{reference.shape} in {reference_path}."
         )
-    volumes = [path for path in (prediction_path, reference_path) if ending(path) not in PICTURES]
+    by_rows = (*PICTURES, *CRACK_MASKS)
+    volumes = [path for path in (prediction_path, reference_path) if not str(path).lower().endswith(by_rows)]
     # NumPy's files are in whatever order their writer took
     if len(volumes) == 1 and ending(volumes[0]) != ".npy":
         raise ValueError(

@@ -14,6 +14,7 @@ from scipy.io import savemat
 from monai_skelrec import CrackMaskReader, MapLabelValuesd, list_cases, plan_unet
 from monai_skelrec.crack_masks import read_crack_mask
 from monai_skelrec.label_maps import read_label_map, to_class_indices
+from monai_skelrec.pairs import read_pair
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TABLE_4 = {"drive": ([512, 512], 2), "roads": ([512, 512], 12), "cracks": ([224, 224], 65)}
@@ -106,6 +107,13 @@ def test_mask_lies_on_its_picture(crackforest):
     # as MONAI's PILReader: first axis to the right
     np.testing.assert_array_equal(found["label"], [[[0, 0], [255, 255], [0, 0]]])
     assert found["image"].shape == (3, 3, 2)
+
+
+def test_prediction_stored_as_a_picture_is_scored_against_a_mask(crackforest, tmp_path):
+    save_picture(tmp_path / "001.png", np.array([[0, 255, 0], [0, 0, 255]], np.uint8))
+    predicted, reference = read_pair(tmp_path / "001.png", crackforest / "groundTruth" / "001.mat", [0, 255], "nearest")
+    np.testing.assert_array_equal(reference, [[0, 1, 0], [0, 1, 0]])
+    np.testing.assert_array_equal(predicted, [[0, 1, 0], [0, 0, 1]])
 
 
 def test_other_matlab_files_are_refused(tmp_path):
