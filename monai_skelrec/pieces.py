@@ -14,12 +14,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from skimage.measure import label as number_components
 from torch.nn.modules.loss import _Loss
 
 from .chunks import term_dtype
 from .skeletons import tubed_skeleton
 from .tube_entries import counted, log_probabilities
+from .voxels import Voxels, connect
 
 __all__ = ["PieceErrorLoss", "piece_error"]
 
@@ -157,10 +157,30 @@ def piece_error(
     with torch.no_grad():
         pieces = _find(input, label, tube, tolerance, margin, sigmoid, ignore_index)
         weight = torch.from_numpy(_weights(pieces, *input.shape[:2])).to(input.device)
-        item, channel, *voxel = (torch.from_numpy(axis).to(input.device) for axis in pieces.where)
         is_gap = torch.from_numpy(pieces.kind[pieces.piece] == _GAP).to(input.device)
-    p = log_probabilities(input, item, channel, voxel, sigmoid).exp()
+    p = log_probabilities(input, *pieces.where.tensors(input.device), sigmoid).exp()
     return (torch.where(is_gap, 1 - p, p) * weight).sum().to(term_dtype(input))
+
+
+class _Entries(NamedTuple):
+    """Voxels of channels."""
+
+    item: np.ndarray
+    channel: np.ndarray
+    voxel: tuple[np.ndarray, ...]  # an array an axis
+
+    def where(self, chosen: np.ndarray) -> _Entries:
+        """Those ``chosen``, by booleans or by their numbers."""
+        return _Entries(self.item[chosen], self.channel[chosen], tuple(axis[chosen] for axis in self.voxel))
+
+    def read(self, values: np.ndarray) -> np.ndarray:
+        """What an array of shape BMH[WD] holds there; M may be 1."""
+        read: np.ndarray = values[(self.item, self.channel if values.shape[1] > 1 else 0, *self.voxel)]
+        return read
+
+    def tensors(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        item, channel, *voxel = (torch.from_numpy(axis).to(device) for axis in (self.item, self.channel, *self.voxel))
+        return item, channel, voxel
 
 
 class _Pieces(NamedTuple):
@@ -169,8 +189,8 @@ class _Pieces(NamedTuple):
     item: np.ndarray  # of each piece, as the next two
     channel: np.ndarray
     kind: np.ndarray  # of the three above
-    where: tuple[np.ndarray, ...]  # of each voxel: item, channel, and an array an axis
-    piece: np.ndarray  # of each voxel
+    where: _Entries
+    piece: np.ndarray  # of each entry
 
 
 def _find(
@@ -184,29 +204,29 @@ def _find(
 ) -> _Pieces:
     n_classes = input.shape[1]
     regions = sigmoid and label.shape[1] == n_classes
-    keep = counted(label, ignore_index)
-    masks = (label, tube, *_predicted(input, sorted({0.5 - margin, 0.5}), sigmoid))
-    wanted, tubes, predicted, *sure = (_values(torch.where(keep, mask, 0), n_classes, regions) for mask in masks)
-    is_false = _is_far(predicted, wanted, tolerance)
-    for each in (predicted, *sure):
-        is_false |= _is_alone(each, wanted)
-    false = np.where(is_false, predicted.astype(np.int32) * 3 + _FALSE, 0)
-    at, channel = _centerline(tubes)
-    where = [torch.from_numpy(axis).to(input.device) for axis in (at[0], channel, *at[2:])]
-    is_found = log_probabilities(input, where[0], where[1], where[2:], sigmoid).exp() >= 0.5 + margin
-    lines = np.zeros(tubes.shape, dtype=np.int32)
-    lines[at] = (channel + 1) * 3 + np.where(is_found.cpu().numpy(), _FOUND, _GAP)
+    keep = None if ignore_index is None else counted(label, ignore_index)
+    masks = (label, tube) if keep is None else (torch.where(keep, mask, 0) for mask in (label, tube))
+    wanted, tubes = (_values(mask, n_classes, regions) for mask in masks)
 
-    # a neighbour of another class or kind is another piece
-    code = np.concatenate([lines, false], axis=1)
-    numbers, total = _numbered(code)
-    at = np.nonzero(numbers)
-    piece, code = numbers[at] - 1, code[at]
-    items, codes = np.zeros((2, total), dtype=np.int64)
-    items[piece], codes[piece] = at[0], code
-    wrong = code % 3 != _FOUND
-    entries = (at[0], code.astype(np.int64) // 3 - 1, *at[2:])
-    return _Pieces(items, codes // 3 - 1, codes % 3, tuple(axis[wrong] for axis in entries), piece[wrong])
+    predicted, p = _predicted(input, keep, 0.5 - margin, sigmoid, regions)
+    is_right = predicted.read(wanted) == predicted.channel + 1
+    is_false = _is_far(predicted, is_right, wanted, tolerance)
+    for chosen in (np.ones_like(is_right), p > 0.5):
+        is_false[chosen] |= _is_alone(predicted.where(chosen), is_right[chosen], wanted.shape[2:])
+    false = predicted.where(is_false)
+
+    line = _centerline(tubes)
+    found = log_probabilities(input, *line.tensors(input.device), sigmoid).exp() >= 0.5 + margin
+    kinds = (np.where(found.cpu().numpy(), _FOUND, _GAP), np.full(len(false.item), _FALSE))
+
+    number, more = (_components(e, kind, wanted.shape[2:]) for e, kind in zip((line, false), kinds, strict=True))
+    piece, kind = np.concatenate([number, more + number.max(initial=-1) + 1]), np.concatenate(kinds)
+    item, channel = (np.concatenate(pair) for pair in ((line.item, false.item), (line.channel, false.channel)))
+    both = _Entries(item, channel, tuple(map(np.concatenate, zip(line.voxel, false.voxel, strict=True))))
+    items, channels, kinds_of_pieces = np.zeros((3, piece.max(initial=-1) + 1), dtype=np.int64)
+    items[piece], channels[piece], kinds_of_pieces[piece] = item, channel, kind
+    wrong = kind != _FOUND
+    return _Pieces(items, channels, kinds_of_pieces, both.where(wrong), piece[wrong])
 
 
 def _weights(pieces: _Pieces, n_items: int, n_classes: int) -> np.ndarray:
@@ -218,14 +238,16 @@ def _weights(pieces: _Pieces, n_items: int, n_classes: int) -> np.ndarray:
     return (1 / (n_items * n_there * number[pieces.item, pieces.channel] * size))[pieces.piece]
 
 
-def _numbered(values: np.ndarray) -> tuple[np.ndarray, int]:
-    """For each voxel the number of its component, from 1, 0 for none; and how many there are."""
-    numbers, total = np.zeros(values.shape, dtype=np.int32), 0
-    for item, channel in np.argwhere(values.reshape(*values.shape[:2], -1).any(2)):
-        part, n_found = number_components(values[item, channel], return_num=True, connectivity=values.ndim - 2)
-        np.add(part, total, out=numbers[item, channel], where=part > 0, casting="unsafe")
-        total += n_found
-    return numbers, total
+def _components(entries: _Entries, part: np.ndarray, spatial: tuple[int, ...]) -> np.ndarray:
+    """Number of the component of each entry, from 0; those of other items, channels or parts do not connect."""
+    key = entries.item * (entries.channel.max(initial=0) + 1) + entries.channel
+    for axis, size in zip(entries.voxel, spatial, strict=True):
+        key = key * (size + 1) + axis
+    steps = np.cumprod([1, *(size + 1 for size in spatial[:0:-1])])[::-1]
+    order = np.argsort(key, kind="stable")
+    number = np.empty(len(key), dtype=np.int64)
+    number[order] = connect(Voxels(spatial, np.stack(entries.voxel)[:, order], key[order], steps), part[order])
+    return number
 
 
 def _values(positive: torch.Tensor, n_classes: int, regions: bool) -> np.ndarray:
@@ -233,74 +255,71 @@ def _values(positive: torch.Tensor, n_classes: int, regions: bool) -> np.ndarray
 
     Channel 0 of exclusive classes is background and belongs to nothing; that of ``regions`` is a region.
     """
-    if positive.shape[1] == 1 and not (regions and n_classes == 1):
-        values = torch.where(positive > 0, positive.long() + 1, 0)
-    else:
-        channel = torch.arange(1, n_classes + 1, device=positive.device).view(1, -1, *[1] * (positive.ndim - 2))
-        values = torch.where(positive > 0, channel, 0)
-        if not regions:
-            values[:, 0] = 0
     # the fewest bytes cross over to the processor
-    return values.to(torch.uint8 if n_classes < 255 else torch.int32).cpu().numpy()
+    dtype = torch.uint8 if n_classes < 255 else torch.int32
+    if positive.shape[1] == 1 and not (regions and n_classes == 1):
+        values = positive.to(dtype)
+        return (values + (values > 0)).cpu().numpy()
+    channel = torch.arange(1, n_classes + 1, dtype=dtype, device=positive.device)
+    values = (positive > 0) * channel.view(1, -1, *[1] * (positive.ndim - 2))
+    if not regions:
+        values[:, 0] = 0
+    return values.cpu().numpy()
 
 
-def _predicted(input: torch.Tensor, thresholds: Sequence[float], sigmoid: bool) -> list[torch.Tensor]:
-    """Channels above each of rising thresholds as booleans; of exclusive classes the likeliest as an index, or 0."""
+def _predicted(
+    input: torch.Tensor, keep: torch.Tensor | None, threshold: float, sigmoid: bool, regions: bool
+) -> tuple[_Entries, np.ndarray]:
+    """Where a channel is above a probability, of exclusive classes the likeliest but background; and how probable."""
+    odds = math.log(threshold / (1 - threshold))
     if sigmoid:
-        return [input > _odds(threshold) for threshold in thresholds]
-    # no class has the probability where its odds against background alone are too low: few voxels are left to look at
-    item, *voxel = (input[:, 1:].amax(1) - input[:, 0] > _odds(thresholds[0])).nonzero(as_tuple=True)
-    p = input.movedim(1, -1)[(item, *voxel)].double().softmax(1)
-    best, channel = p[:, 1:].max(1)
-    found = []
-    for threshold in thresholds:
-        found.append(torch.zeros_like(input[:, :1], dtype=torch.int32))
-        index = torch.where(best > threshold, channel + 1, 0)
-        found[-1].movedim(1, -1)[(item, *voxel)] = index[:, None].to(torch.int32)
-    return found
+        above = input > odds if keep is None else (input > odds) & keep
+        if not regions:
+            above[:, 0] = False
+        item, channel, *voxel = above.nonzero(as_tuple=True)
+        p = input[(item, channel, *voxel)].double().sigmoid()
+    else:
+        # no class has the probability where its odds against background alone are too low: few voxels are left
+        above = input[:, 1:].amax(1) - input[:, 0] > odds
+        item, *voxel = (above if keep is None else above & keep[:, 0]).nonzero(as_tuple=True)
+        p, channel = input.movedim(1, -1)[(item, *voxel)].double().softmax(1)[:, 1:].max(1)
+        chosen = p > threshold
+        item, channel, p, *voxel = (each[chosen] for each in (item, channel + 1, p, *voxel))
+    axes = [axis.cpu().numpy() for axis in (item, channel, *voxel)]
+    return _Entries(axes[0], axes[1], tuple(axes[2:])), p.cpu().numpy()
 
 
-def _odds(p: float) -> float:
-    """Logarithm of the odds of a probability."""
-    return math.log(p / (1 - p))
-
-
-def _centerline(tube: np.ndarray) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
-    """Where the centrelines of tubes are, and the channel of each voxel."""
+def _centerline(tube: np.ndarray) -> _Entries:
+    """The centrelines of tubes."""
     lines = np.zeros_like(tube)
     for item, channel in np.argwhere(tube.reshape(*tube.shape[:2], -1).any(2)):
         lines[item, channel] = tubed_skeleton(tube[item, channel], radius=0)
-    at = np.nonzero(lines)
-    return at, lines[at].astype(np.int64) - 1
+    item, place, *voxel = np.nonzero(lines)
+    return _Entries(item, lines[(item, place, *voxel)].astype(np.int64) - 1, tuple(voxel))
 
 
-def _is_alone(predicted: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Whether a predicted voxel is of a component that shares none with its label."""
-    numbers, total = _numbered(predicted)
-    is_alone = np.ones(total + 1, dtype=bool)
-    is_alone[numbers[(predicted == wanted) | (predicted == 0)]] = False
-    alone: np.ndarray = is_alone[numbers]
+def _is_alone(predicted: _Entries, is_right: np.ndarray, spatial: tuple[int, ...]) -> np.ndarray:
+    """Whether each predicted entry is of a component that shares none with its label."""
+    number = _components(predicted, np.zeros(len(is_right), dtype=np.int64), spatial)
+    is_alone = np.ones(number.max(initial=-1) + 1, dtype=bool)
+    is_alone[number[is_right]] = False
+    alone: np.ndarray = is_alone[number]
     return alone
 
 
-def _is_far(predicted: np.ndarray, wanted: np.ndarray, tolerance: int) -> np.ndarray:
-    """Whether a predicted voxel is farther than ``tolerance`` from its label."""
-    # one that agrees with its label is near it
-    item, first, *voxel = np.nonzero(predicted * (predicted != wanted))
-    value = predicted[(item, first, *voxel)]
-    beside = first if wanted.shape[1] > 1 else np.zeros_like(first)
-    left = np.arange(len(item))
-    offsets = [np.array(step) for step in product(range(-tolerance, tolerance + 1), repeat=len(voxel))]
+def _is_far(predicted: _Entries, is_right: np.ndarray, wanted: np.ndarray, tolerance: int) -> np.ndarray:
+    """Whether each predicted entry is farther than ``tolerance`` from its label."""
+    left = np.flatnonzero(~is_right)
+    offsets = [np.array(step) for step in product(range(-tolerance, tolerance + 1), repeat=len(predicted.voxel))]
     for distance in range(1, tolerance + 1):
         is_near = np.zeros(len(left), dtype=bool)
+        entries = predicted.where(left)
         for offset in offsets:
             if np.abs(offset).sum() == distance:
                 # at the border this looks at a voxel that is nearer
-                there = [
-                    np.clip(v[left] + step, 0, size - 1) for v, step, size in zip(voxel, offset, predicted.shape[2:])
-                ]
-                is_near |= wanted[(item[left], beside[left], *there)] == value[left]
+                there = (np.clip(v + d, 0, n - 1) for v, d, n in zip(entries.voxel, offset, wanted.shape[2:]))
+                is_near |= entries._replace(voxel=tuple(there)).read(wanted) == entries.channel + 1
         left = left[~is_near]
-    is_far = np.zeros(predicted.shape, dtype=bool)
-    is_far[tuple(axis[left] for axis in (item, first, *voxel))] = True
+    is_far = np.zeros(len(is_right), dtype=bool)
+    is_far[left] = True
     return is_far
