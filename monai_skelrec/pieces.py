@@ -163,7 +163,7 @@ def piece_error(
 
 
 class _Entries(NamedTuple):
-    """Voxels of channels."""
+    """A list of voxels, each of one item and one channel; time and memory grow with it, not with the volume."""
 
     item: np.ndarray
     channel: np.ndarray
@@ -179,6 +179,7 @@ class _Entries(NamedTuple):
         return read
 
     def tensors(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        """Item, channel and voxel, as :py:func:`log_probabilities` takes them."""
         item, channel, *voxel = (torch.from_numpy(axis).to(device) for axis in (self.item, self.channel, *self.voxel))
         return item, channel, voxel
 
@@ -208,13 +209,7 @@ def _find(
     masks = (label, tube) if keep is None else (torch.where(keep, mask, 0) for mask in (label, tube))
     wanted, tubes = (_values(mask, n_classes, regions) for mask in masks)
 
-    predicted, p = _predicted(input, keep, 0.5 - margin, sigmoid, regions)
-    is_right = predicted.read(wanted) == predicted.channel + 1
-    is_false = _is_far(predicted, is_right, wanted, tolerance)
-    for chosen in (np.ones_like(is_right), p > 0.5):
-        is_false[chosen] |= _is_alone(predicted.where(chosen), is_right[chosen], wanted.shape[2:])
-    false = predicted.where(is_false)
-
+    false = _false(*_predicted(input, keep, 0.5 - margin, sigmoid, regions), wanted, tolerance)
     line = _centerline(tubes)
     found = log_probabilities(input, *line.tensors(input.device), sigmoid).exp() >= 0.5 + margin
     kinds = (np.where(found.cpu().numpy(), _FOUND, _GAP), np.full(len(false.item), _FALSE))
@@ -296,6 +291,15 @@ def _centerline(tube: np.ndarray) -> _Entries:
         lines[item, channel] = tubed_skeleton(tube[item, channel], radius=0)
     item, place, *voxel = np.nonzero(lines)
     return _Entries(item, lines[(item, place, *voxel)].astype(np.int64) - 1, tuple(voxel))
+
+
+def _false(predicted: _Entries, p: np.ndarray, wanted: np.ndarray, tolerance: int) -> _Entries:
+    """What of a prediction is far from its label, or of a component, at either threshold, that does not touch it."""
+    is_right = predicted.read(wanted) == predicted.channel + 1
+    is_false = _is_far(predicted, is_right, wanted, tolerance)
+    for chosen in (np.ones_like(is_right), p > 0.5):
+        is_false[chosen] |= _is_alone(predicted.where(chosen), is_right[chosen], wanted.shape[2:])
+    return predicted.where(is_false)
 
 
 def _is_alone(predicted: _Entries, is_right: np.ndarray, spatial: tuple[int, ...]) -> np.ndarray:
