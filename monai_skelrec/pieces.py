@@ -19,7 +19,7 @@ from torch.nn.modules.loss import _Loss
 from .chunks import term_dtype
 from .skeletons import tubed_skeleton
 from .tube_entries import counted, log_probabilities
-from .voxels import Voxels, connect
+from .voxels import connect_keys
 
 __all__ = ["PieceErrorLoss", "piece_error"]
 
@@ -169,8 +169,8 @@ class _Entries(NamedTuple):
     channel: np.ndarray
     voxel: tuple[np.ndarray, ...]  # an array an axis
 
-    def where(self, chosen: np.ndarray) -> _Entries:
-        """Those ``chosen``, by booleans or by their numbers."""
+    def where(self, chosen: np.ndarray | slice) -> _Entries:
+        """Those ``chosen``, by booleans, their numbers or a slice."""
         return _Entries(self.item[chosen], self.channel[chosen], tuple(axis[chosen] for axis in self.voxel))
 
     def read(self, values: np.ndarray) -> np.ndarray:
@@ -241,7 +241,7 @@ def _components(entries: _Entries, part: np.ndarray, spatial: tuple[int, ...]) -
     steps = np.cumprod([1, *(size + 1 for size in spatial[:0:-1])])[::-1]
     order = np.argsort(key, kind="stable")
     number = np.empty(len(key), dtype=np.int64)
-    number[order] = connect(Voxels(spatial, np.stack(entries.voxel)[:, order], key[order], steps), part[order])
+    number[order] = connect_keys(key[order], steps, part[order])
     return number
 
 
@@ -297,7 +297,7 @@ def _false(predicted: _Entries, p: np.ndarray, wanted: np.ndarray, tolerance: in
     """What of a prediction is far from its label, or of a component, at either threshold, that does not touch it."""
     is_right = predicted.read(wanted) == predicted.channel + 1
     is_false = _is_far(predicted, is_right, wanted, tolerance)
-    for chosen in (np.ones_like(is_right), p > 0.5):
+    for chosen in (slice(None), p > 0.5):
         is_false[chosen] |= _is_alone(predicted.where(chosen), is_right[chosen], wanted.shape[2:])
     return predicted.where(is_false)
 

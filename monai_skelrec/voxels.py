@@ -8,7 +8,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-__all__ = ["Voxels", "connect"]
+__all__ = ["Voxels", "connect", "connect_keys"]
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,18 @@ def connect(voxels: Voxels, part: np.ndarray) -> np.ndarray:
     Returns:
         (n,) component numbers from 0.
     """
-    keys = voxels.keys
+    return connect_keys(voxels.keys, voxels.steps, part)
+
+
+def connect_keys(keys: np.ndarray, steps: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """:py:func:`connect` for voxels of which no more is known than ``keys`` and ``steps`` of :py:class:`Voxels`."""
     if keys.size == 0:
         return np.zeros(0, np.int64)
     # voxels that follow each other along the fastest axis form runs, and only runs are compared
     begins = np.concatenate(([True], (np.diff(keys) != 1) | (np.diff(part) != 0)))
     starts = np.flatnonzero(begins)
     head, tail, part = keys[starts], keys[np.append(starts[1:], keys.size) - 1], part[starts]
-    slow = np.sort(voxels.steps)[1:]
+    slow = np.sort(steps)[1:]
     lines = [slow[0]] if slow.size == 1 else [slow[0], slow[1] - slow[0], slow[1], slow[1] + slow[0]]
     edges = [np.zeros((2, 0), np.int64)]
     for line in lines:
