@@ -25,6 +25,7 @@ def draw_start(
     patch_size: Sequence[int],
     indices: Sequence[Any] = (),
     foreground_share: float = 0.0,
+    wanted: int | None = None,
 ) -> np.ndarray:
     """Draw where a patch begins.
 
@@ -36,6 +37,7 @@ def draw_start(
             class that the scan does not hold.
         foreground_share: probability that the patch is centred on one of these voxels: of a class that is drawn among
             those present, background left out. A scan without foreground gives a patch anywhere.
+        wanted: class that it is centred on, whatever the share; drawn after all where the scan does not hold it.
 
     Returns:
         First voxel on each axis. The patch lies inside the scan; where the scan is the smaller one, it lies in the
@@ -43,6 +45,8 @@ def draw_start(
     """
     room = np.subtract(shape, patch_size)
     present = [voxels for voxels in indices[1:] if len(voxels)]
+    if wanted is not None and len(indices) > wanted and len(indices[wanted]):
+        present, foreground_share = [indices[wanted]], 1.0
     if present and random.random_sample() < foreground_share:
         voxels = present[random.randint(len(present))]
         voxel = np.unravel_index(int(voxels[random.randint(len(voxels))]), tuple(shape))

@@ -44,6 +44,9 @@ class RandPatchd(Randomizable, MapTransform):
         mode: interpolation for each of ``keys``, "bilinear" or "nearest".
         allow_missing_keys: leave out keys that a sample does not have.
 
+    Attributes:
+        wanted: class that the next patches are centred on, instead of one that is drawn; None, as at first, draws.
+
     Raises:
         ValueError: when a mode is unknown, a share or probability is not within 0 and 1, or the scale range is not
             positive and ascending.
@@ -91,6 +94,7 @@ class RandPatchd(Randomizable, MapTransform):
         self.scale_prob = scale_prob
         self.scale_range = (float(scale_range[0]), float(scale_range[1]))
         self.max_angle = limit if max_angle is None else max_angle
+        self.wanted: int | None = None
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """
@@ -124,7 +128,7 @@ class RandPatchd(Randomizable, MapTransform):
         return d
 
     def _draw(self, shape: Sequence[int], indices: Sequence[Any]) -> tuple[np.ndarray, np.ndarray | None]:
-        start = draw_start(self.R, shape, self.patch_size, indices, self.foreground_share)
+        start = draw_start(self.R, shape, self.patch_size, indices, self.foreground_share, self.wanted)
         rotate, scale = self.R.random_sample() < self.rotate_prob, self.R.random_sample() < self.scale_prob
         if not rotate and not scale:
             return start, None

@@ -12,7 +12,7 @@ import torch
 from bundle_data import SMALL_BUDGET, SMALL_NETWORK_2D, files_of, two_processes, write_data
 from PIL import Image
 
-BUDGET = {**SMALL_BUDGET, **SMALL_NETWORK_2D, "epochs": 2, "iterations_per_epoch": 3}
+BUDGET = {**SMALL_BUDGET, **SMALL_NETWORK_2D, "epochs": 2, "iterations_per_epoch": 3, "balanced_share": 0.5}
 
 
 @pytest.fixture(scope="module")
