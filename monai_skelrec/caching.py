@@ -147,15 +147,18 @@ class ClassTable:
         return self.table
 
 
-class _ClassesOf(Dataset):
+class _ClassesOf(torch.utils.data.Dataset):
     """For each of some cases which classes it holds: what loading processes send, in place of whole scans."""
 
     def __init__(self, table: ClassTable, cases: Sequence[int]) -> None:
-        super().__init__(data=cases)
-        self.source, self.key = table.dataset, table.key
+        self.dataset, self.key, self.cases = table.dataset, table.key, cases
+
+    def __len__(self) -> int:
+        return len(self.cases)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return np.asarray([len(voxels) > 0 for voxels in cached_part(self.source, self.data[index])[self.key]], float)
+        indices = cached_part(self.dataset, self.cases[index])[self.key]
+        return np.asarray([len(voxels) > 0 for voxels in indices], dtype=float)
 
 
 def _may_differ(step: Any) -> bool:

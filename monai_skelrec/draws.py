@@ -20,7 +20,7 @@ __all__ = ["BatchDraws", "Draw", "DrawnDataset"]
 
 
 class Draw(NamedTuple):
-    """One patch: the index of its case, the seed of its crop and augmentation, the class it is centred on if it must."""
+    """One patch: the index of its case, the seed of its crop and augmentation, and the class it must be centred on."""
 
     case: int
     seed: int
