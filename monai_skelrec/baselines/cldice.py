@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from ._compound import ClassFields, HarmonicLoss, Ratio
+from .pooling import largest_in_cross, largest_in_window
 
 __all__ = ["DiceCEclDiceLoss", "soft_skeleton"]
 
@@ -34,26 +35,13 @@ def soft_skeleton(x: torch.Tensor, iterations: int) -> torch.Tensor:
     """
     skeleton = torch.zeros_like(x)
     for _ in range(iterations + 1):
-        eroded = _erode(x)
-        removed = F.relu(x - _max_pool(eroded, [3] * (x.ndim - 2)))
+        eroded = -largest_in_cross(-x, range(2, x.ndim))
+        removed = F.relu(x - largest_in_window(eroded))
         skeleton = skeleton + (1 - skeleton) * removed
         x = eroded
         if not x.detach().any():
             break  # of nothing, nothing more is removed
     return skeleton
-
-
-def _erode(x: torch.Tensor) -> torch.Tensor:
-    dims = x.ndim - 2
-    smallest = -_max_pool(-x, [3] + [1] * (dims - 1))
-    for axis in range(1, dims):
-        smallest = torch.minimum(smallest, -_max_pool(-x, [3 if i == axis else 1 for i in range(dims)]))
-    return smallest
-
-
-def _max_pool(x: torch.Tensor, size: list[int]) -> torch.Tensor:
-    pool = F.max_pool2d if x.ndim == 4 else F.max_pool3d
-    return pool(x, size, stride=1, padding=[n // 2 for n in size])
 
 
 class DiceCEclDiceLoss(HarmonicLoss):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 from monai.data import MetaTensor
-from torch.nn import functional as F
 from torch.nn.modules.loss import _Loss
 
 from ..losses import DiceCESkeletonRecallLoss
 from ..tube_entries import counted
 from ._compound import label_of
+from .pooling import largest_in_window
 
 __all__ = ["SCNPDiceCELoss", "worst_neighbour"]
 
@@ -36,11 +36,10 @@ def worst_neighbour(
     """
     indices = torch.arange(logits.shape[1], device=label.device).view(1, -1, *[1] * (label.ndim - 2))
     inside = label == (1 if label.shape[1] == logits.shape[1] else indices)
-    pool = F.max_pool2d if logits.ndim == 4 else F.max_pool3d
     keep = counted(label, ignore_index)
     never = -torch.inf
-    lowest = -pool(torch.where(inside & keep, -logits, never), size, 1, size // 2)
-    highest = pool(torch.where(~inside & keep, logits, never), size, 1, size // 2)
+    lowest = -largest_in_window(torch.where(inside & keep, -logits, never), size)
+    highest = largest_in_window(torch.where(~inside & keep, logits, never), size)
     return torch.where(keep, torch.where(inside, lowest, highest), logits)
 
 
