@@ -35,7 +35,7 @@ def soft_skeleton(x: torch.Tensor, iterations: int) -> torch.Tensor:
     """
     skeleton = torch.zeros_like(x)
     for _ in range(iterations + 1):
-        eroded = -largest_in_cross(-x, range(2, x.ndim))
+        eroded = -largest_in_cross(-x)
         removed = F.relu(x - largest_in_window(eroded))
         skeleton = skeleton + (1 - skeleton) * removed
         x = eroded
