@@ -18,7 +18,7 @@ __all__ = ["cases_to_predict"]
 
 _RECORD = "predicted_by.json"
 # what a label map depends on, beside the weights and the scan
-_SETTINGS = (*FACTS, "network_def", "preprocessing", "inferer", "postprocessing", "overlap", "amp")
+_SETTINGS = (*FACTS, "network_def", "preprocessing", "inferer", "postprocessing", "overlap", "mirror", "amp")
 
 
 def cases_to_predict(

@@ -6,9 +6,11 @@ import json
 import os
 
 import monai.bundle
+import nibabel as nib
 import numpy as np
 import pytest
 from bundle_data import run_of
+from monai.bundle import ConfigParser
 
 from monai_skelrec import evaluations
 from monai_skelrec.evaluations import cases_to_predict
@@ -50,6 +52,23 @@ def test_evaluation_goes_on_with_its_own_label_maps_only(trained, tmp_path):
     with pytest.raises(Exception) as caught:
         evaluate(root, out)
     assert "holds label maps of unknown origin" in cause(caught.value)
+
+
+def test_mirror_images_are_averaged_on_demand_and_never_mixed_with_others(trained, tmp_path):
+    root = trained("folder")
+    parser = ConfigParser()
+    parser.read_config(run_of(root, "evaluate.yaml"))
+    for mirror, axes in ((False, ()), (True, (0, 1, 2))):
+        parser["mirror"] = mirror
+        assert parser.get_parsed_content("inferer").inferer.mirror_axes == axes
+    for mirror in (False, True):
+        evaluate(root, tmp_path / str(mirror), mirror=mirror)
+    for name in os.listdir(tmp_path / "True" / "predictions"):
+        plain, mirrored = (nib.load(tmp_path / str(way) / "predictions" / name) for way in (False, True))
+        assert (plain.get_fdata() != mirrored.get_fdata()).any()
+    with pytest.raises(Exception) as caught:
+        evaluate(root, tmp_path / "False", mirror=True)
+    assert "holds label maps that were made with other mirror" in cause(caught.value)
 
 
 @pytest.fixture
