@@ -22,6 +22,8 @@ __all__ = ["COST", "LossRun", "complete_runs", "write_loss_table"]
 Row = dict[str, Any]
 
 COST = "cost.json"
+# recall, or else Dice, below which a network is said to have found nothing
+_NOTHING = 0.1
 
 
 class LossRun(NamedTuple):
@@ -184,9 +186,21 @@ def _markdown(
         + f"; {len(counted)} of {done} scored runs stand in the table, for every loss the same seeds and folds"
         + (f"; {planned} are planned." if planned is not None else ".")
     ]
+    foot += _blind(rows, measures)
     reports = [f"- {run.loss}, seed {run.seed}, fold {run.fold}: `{run.folder}`" for run in counted]
     parts = ["# Losses side by side", "\n".join(lines), *foot, *sections, "## Runs", "\n".join(reports)]
     return "\n\n".join(parts) + "\n"
+
+
+def _blind(rows: Sequence[Row], measures: Sequence[str]) -> list[str]:
+    """A warning for each loss whose networks find next to nothing, which some measures reward."""
+    found = next((name for name in ("recall", "dice") if name in measures), None)
+    return [
+        f"**{row['loss']} finds next to nothing** ({MEASURES[found].heading} {row[f'{found}_mean']:.2f}): "
+        "Betti errors of empty label maps are low, and say nothing for it."
+        for row in rows
+        if found is not None and row[f"{found}_mean"] < _NOTHING
+    ]
 
 
 def _pictures(paths: Sequence[Path]) -> list[str]:
