@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import enum
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ignite.distributed as idist
 import numpy as np
 import torch
-from monai.data import CacheDataset, DataLoader, Dataset, MetaTensor, PersistentDataset
+from monai.data import CacheDataset, Dataset, MetaTensor, PersistentDataset
 from monai.transforms import Compose, Transform
 from monai.transforms.traits import RandomizableTrait
 
 from .files import replace
 from .fingerprints import file_state, fingerprint
 
-__all__ = ["CACHES", "ClassTable", "FileCacheDataset", "cached_dataset", "cached_part"]
-
-_log = logging.getLogger(__name__)
+__all__ = ["CACHES", "FileCacheDataset", "cached_dataset", "cached_part"]
 
 CACHES = ("none", "persistent", "memory")
 
@@ -111,54 +107,6 @@ def cached_part(dataset: Dataset, index: int) -> Any:
         return dataset._cache[index]
     first = dataset.transform.get_index_of_first(_may_differ)
     return dataset.transform(dataset.data[index], end=first)
-
-
-class ClassTable:
-    """Which classes each case of a training holds; looked up at the first call, and shared by several processes.
-
-    It fills a cache of files on the way. Without one (``cache: none``) every case is loaded once for it.
-
-    Args:
-        dataset: made by :py:func:`cached_dataset`.
-        key: where ``ClassesToIndicesd`` leaves the indices of each class, background first.
-        num_workers: processes that load.
-
-    Returns:
-        Of a call: bool, shape (number of cases, number of classes).
-    """
-
-    def __init__(self, dataset: Dataset, key: str, num_workers: int = 0) -> None:
-        self.dataset = dataset
-        self.key = key
-        self.num_workers = num_workers
-        self.table: np.ndarray | None = None
-
-    def __call__(self) -> np.ndarray:
-        if self.table is None:
-            _log.info("looking up which classes each of %d scans holds", len(self.dataset))
-            own = range(idist.get_rank(), len(self.dataset), idist.get_world_size())
-            rows = list(DataLoader(_ClassesOf(self, own), num_workers=self.num_workers, batch_size=None))
-            # a process with nothing to look up takes part in the sum, but does not know how many classes there are
-            n_classes = idist.all_reduce(torch.tensor(len(rows[0]) if rows else 0), op="MAX")
-            table = torch.zeros((len(self.dataset), int(n_classes)))
-            for row, classes in zip(own, rows):
-                table[row] = torch.as_tensor(classes)
-            self.table = torch.as_tensor(idist.all_reduce(table)).numpy() > 0
-        return self.table
-
-
-class _ClassesOf(torch.utils.data.Dataset):
-    """For each of some cases which classes it holds: what loading processes send, in place of whole scans."""
-
-    def __init__(self, table: ClassTable, cases: Sequence[int]) -> None:
-        self.dataset, self.key, self.cases = table.dataset, table.key, cases
-
-    def __len__(self) -> int:
-        return len(self.cases)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        indices = cached_part(self.dataset, self.cases[index])[self.key]
-        return np.asarray([len(voxels) > 0 for voxels in indices], dtype=float)
 
 
 def _may_differ(step: Any) -> bool:

@@ -43,9 +43,10 @@ class BatchDraws(Sampler[list[Draw]]):
         seed: of the run.
         balanced_share: of the patches, those whose class is drawn first, among all that any case holds, then a case
             that holds it. The case of the others is drawn first, and what they are centred on is left to
-            :py:class:`monai_skelrec.RandPatchd`.
+            :py:class:`monai_skelrec.RandPatchd`: with its ``foreground_share`` f, b + (1 - b) f of all patches are
+            centred on foreground.
         classes: which classes each case holds, shape (n_cases, number of classes), bool, background first; called
-            before the first epoch, as it may take time. See :py:class:`monai_skelrec.caching.ClassTable`.
+            before the first epoch, as it may take time. See :py:class:`monai_skelrec.class_tables.ClassTable`.
 
     Raises:
         ValueError: when there are no cases, the processes cannot share a batch equally, or the share is not within 0
@@ -116,6 +117,8 @@ class BatchDraws(Sampler[list[Draw]]):
         self, random: np.random.Generator, cases: np.ndarray, holds: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Cases, a share of them drawn for the sake of a class, and that class; 0 where there is none."""
+        if len(holds) != self.n_cases:
+            raise ValueError(f"classes must have a row for each of {self.n_cases} cases, got {len(holds)}.")
         somewhere = 1 + np.flatnonzero(holds[:, 1:].any(0))
         cases, wanted = cases.copy(), np.zeros_like(cases)
         for place in zip(*np.nonzero(random.random(cases.shape) < self.balanced_share)):
@@ -130,18 +133,30 @@ class DrawnDataset(Dataset):
 
     Args:
         dataset: with a ``transform`` that has random states, such as :py:class:`monai.data.CacheDataset`. A class
-            that a draw wants is told to each :py:class:`monai_skelrec.RandPatchd` in it.
+            that a draw wants is told to each :py:class:`monai_skelrec.RandPatchd` among its steps.
+
+    Raises:
+        ValueError: of a draw that wants a class, when there is no such step that knows where classes lie.
     """
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
-        self.patches = [step for step in dataset.transform.flatten().transforms if isinstance(step, RandPatchd)]
+        steps = dataset.transform.flatten().transforms
+        self.patches = [step for step in steps if isinstance(step, RandPatchd) and step.indices_key is not None]
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, draw: Draw) -> Any:
+        if draw.wanted is not None and not self.patches:
+            raise ValueError(
+                "balanced_share centres patches on classes: it needs RandPatchd with indices_key, as a step of its own."
+            )
         self.dataset.transform.set_random_state(seed=draw.seed)
         for step in self.patches:
             step.wanted = draw.wanted
-        return self.dataset[draw.case]
+        try:
+            return self.dataset[draw.case]
+        finally:
+            for step in self.patches:
+                step.wanted = None

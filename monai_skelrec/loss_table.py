@@ -22,7 +22,7 @@ __all__ = ["COST", "LossRun", "complete_runs", "write_loss_table"]
 Row = dict[str, Any]
 
 COST = "cost.json"
-# recall, or else Dice, below which a network is said to have found nothing
+# recall below which a network is said to have found nothing
 _NOTHING = 0.1
 
 
@@ -193,13 +193,14 @@ def _markdown(
 
 
 def _blind(rows: Sequence[Row], measures: Sequence[str]) -> list[str]:
-    """A warning for each loss whose networks find next to nothing, which some measures reward."""
-    found = next((name for name in ("recall", "dice") if name in measures), None)
+    """A warning for each loss whose networks find next to nothing, which errors of counts do not show."""
+    if "recall" not in measures:
+        return []
     return [
-        f"**{row['loss']} finds next to nothing** ({MEASURES[found].heading} {row[f'{found}_mean']:.2f}): "
-        "Betti errors of empty label maps are low, and say nothing for it."
+        f"**{row['loss']} finds next to nothing** (recall {row['recall_mean']:.2f}): errors that count components, "
+        "loops or false voxels are low for empty label maps, and say nothing for it."
         for row in rows
-        if found is not None and row[f"{found}_mean"] < _NOTHING
+        if row["recall_mean"] < _NOTHING
     ]
 
 

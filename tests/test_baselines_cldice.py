@@ -15,7 +15,11 @@ from monai_skelrec.baselines.cldice import soft_skeleton
 @pytest.mark.parametrize("iterations", [1, 3, 10])
 def test_equals_monai(shape, iterations):
     x = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    torch.testing.assert_close(soft_skeleton(x, iterations), soft_skel(x, iterations))
+    x.requires_grad_()
+    ours, theirs = soft_skeleton(x, iterations), soft_skel(x, iterations)
+    torch.testing.assert_close(ours, theirs)
+    gradients = [torch.autograd.grad((result**2).sum(), x)[0] for result in (ours, theirs)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_of_a_line_it_is_the_line_and_of_a_bar_its_middle():

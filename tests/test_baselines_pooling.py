@@ -50,6 +50,27 @@ def test_gradient_goes_to_the_largest_and_of_equal_ones_to_the_first():
         assert gradient[0, 0].nonzero().tolist() == [list(source)] and gradient.sum() == 1
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_of_equal_neighbours_in_a_cross_the_first_in_memory_gets_the_gradient(shape):
+    x, weight = fields(shape, 2)
+    (gradient,) = torch.autograd.grad((largest_in_cross(x) * weight).sum(), x)
+    expected = torch.zeros_like(x)
+    offsets = [[0] * (len(shape) - 2)]
+    for axis in range(len(shape) - 2):
+        offsets += [[step * (at == axis) for at in range(len(shape) - 2)] for step in (-1, 1)]
+    for place in np.ndindex(*shape):
+        around = [(*place[:2], *np.add(place[2:], offset)) for offset in sorted(offsets)]
+        inside = [at for at in around if all(0 <= i < n for i, n in zip(at, shape))]
+        expected[max(inside, key=lambda at: x[at].item())] += weight[place]  # max() takes the first of equal ones
+    torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("size", [0, 2, -3])
+def test_window_without_a_centre_is_refused(size):
+    with pytest.raises(ValueError, match=f"size must be odd and at least 1, for a window has a centre, got {size}"):
+        largest_in_window(torch.zeros(1, 1, 4, 4), size)
+
+
 @pytest.mark.parametrize("shape", SHAPES[:2])
 def test_gradient_is_right_where_there_are_no_ties(shape):
     x, _ = fields(shape, 0)
@@ -68,5 +89,9 @@ def test_input_stays_dtype_is_kept_and_infinities_are_values(dtype):
 
 
 def test_strides_that_are_not_contiguous_give_the_same():
-    x = torch.rand(1, 2, 5, 6, 7).to(memory_format=torch.channels_last_3d).transpose(2, 4)
-    torch.testing.assert_close(largest_in_window(x), F.max_pool3d(x.contiguous(), 3, 1, 1))
+    x = torch.rand(1, 2, 5, 6, 7).to(memory_format=torch.channels_last_3d).transpose(2, 4).requires_grad_()
+    ours, theirs = largest_in_window(x), F.max_pool3d(x.contiguous(), 3, 1, 1)
+    torch.testing.assert_close(ours, theirs)
+    weight = torch.rand(ours.shape)
+    gradients = [torch.autograd.grad((result * weight).sum(), x)[0] for result in (ours, theirs)]
+    torch.testing.assert_close(*gradients)

@@ -14,7 +14,7 @@ from monai.bundle import ConfigParser
 from monai.data import CacheDataset, Dataset, MetaTensor
 
 from monai_skelrec import RandPatchd, list_cases
-from monai_skelrec.caching import ClassTable, FileCacheDataset, cached_dataset
+from monai_skelrec.caching import FileCacheDataset, cached_dataset
 from monai_skelrec.fingerprints import file_state, fingerprint
 
 KEYS = ["image", "label"]
@@ -125,18 +125,6 @@ def test_several_processes_may_fill_a_cache_at_once(cases, tmp_path):
     loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=2)
     assert len([item["image"].shape for item in loader]) == 8
     assert len(files_in(tmp_path / "cache")) == len(list((tmp_path / "cache").iterdir())) == 2
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("knobs", [{"cache": "none"}, {"cache": "memory", "cache_rate": 0.5}, {"cache": "persistent"}])
-def test_classes_of_each_case_are_those_of_its_label_whatever_the_cache(cases, tmp_path, knobs, workers):
-    dataset = cached_dataset(cases, pipeline(), cache_dir=str(tmp_path / "cache"), **knobs)
-    table = ClassTable(dataset, "label_cls_indices", workers)
-    for case, row in zip(cases, table()):
-        label = mt.Compose(pipeline().transforms[:4])(case)["label"]
-        assert set(np.flatnonzero(row)) == set(np.unique(label))
-    assert table().shape == (2, 16) and table() is table()
-    assert len(files_in(tmp_path / "cache")) == (2 if knobs["cache"] == "persistent" else 0)
 
 
 def test_wrong_requests_are_refused(cases):

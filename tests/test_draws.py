@@ -102,6 +102,8 @@ def test_wrong_shares_are_refused():
         BatchDraws(20, 6, 2, seed=0, balanced_share=1.5, classes=one_rare_class)
     with pytest.raises(ValueError, match="balanced_share needs to know which classes each case holds: give classes"):
         BatchDraws(20, 6, 2, seed=0, balanced_share=0.5)
+    with pytest.raises(ValueError, match="a row for each of 20 cases, got 4"):
+        list(BatchDraws(20, 6, 2, seed=0, balanced_share=0.5, classes=one_rare_class))
 
 
 def test_patch_is_centred_on_the_class_that_a_draw_wants_and_only_that_one():
@@ -115,7 +117,15 @@ def test_patch_is_centred_on_the_class_that_a_draw_wants_and_only_that_one():
     # not there, or nothing wanted: drawn as before
     free = [dataset[Draw(0, seed, None)]["label"] for seed in range(20)]
     assert all(torch.equal(dataset[Draw(0, seed, 3)]["label"], free[seed]) for seed in range(20))
-    assert any(not patch.any() for patch in free)
+    assert any(not drawn.any() for drawn in free)
+    assert patch.wanted is None  # the step may serve another pipeline too
+
+
+@pytest.mark.parametrize("steps", [[RandPatchd("label", [3, 3, 3], mode="nearest")], [RandShiftIntensity(1.0)]])
+def test_class_that_no_step_can_centre_on_is_refused(steps):
+    dataset = DrawnDataset(Dataset([{"label": torch.zeros(1, 9, 9, 9)}], Compose(steps)))
+    with pytest.raises(ValueError, match="it needs RandPatchd with indices_key, as a step of its own"):
+        dataset[Draw(0, 0, 1)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

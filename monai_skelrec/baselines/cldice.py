@@ -21,7 +21,9 @@ def soft_skeleton(x: torch.Tensor, iterations: int) -> torch.Tensor:
         1 - \prod_{k=0}^{iterations} (1 - \delta_k)
 
     An object of which something is left after ``iterations`` erosions has no skeleton there, so these must reach half
-    the thickness. It is no skeleton in the strict sense: it may have gaps, and be thicker than a voxel.
+    the thickness. It is no skeleton in the strict sense: it may have gaps, and be thicker than a voxel. Values are
+    those of MONAI's ``soft_skel``; gradients too, but where neighbours are equal: there one of them gets all of it, as
+    in a pooling, where MONAI's erosion shares some of it out.
 
     [1] Shit et al. "clDice - a Novel Topology-Preserving Loss Function for Tubular Structure Segmentation." CVPR 2021.
     https://arxiv.org/abs/2003.07311

@@ -1,7 +1,8 @@
 """Largest value among neighbours, with a gradient, in elementwise steps: what soft skeletons and SCNP are made of.
 
 PyTorch's ``max_pool3d`` visits every window on its own and keeps the place of each maximum in eight bytes. A maximum of
-shifted copies is the same, several times faster on a processor, and the place of the largest neighbour fits a byte.
+shifted copies is the same, several times faster on a processor (on a GPU it was not measured), and the place of the
+largest neighbour fits a byte.
 """
 
 from __future__ import annotations
@@ -36,8 +37,13 @@ def largest_in_window(x: torch.Tensor, size: int = 3) -> torch.Tensor:
         size: edge of the window, odd.
 
     Returns:
-        As :py:func:`largest_in_cross`.
+        As :py:func:`largest_in_cross`; value and gradient are those of pooling, ties included.
+
+    Raises:
+        ValueError: when ``size`` is even or below 1.
     """
+    if size < 1 or size % 2 == 0:
+        raise ValueError(f"size must be odd and at least 1, for a window has a centre, got {size}.")
     # the last axis first, so that of equal ones the first in memory wins
     rounds = tuple((axis,) for axis in reversed(range(2, x.ndim)) for _ in range(size // 2))
     largest: torch.Tensor = _Largest.apply(x, rounds)
@@ -54,7 +60,7 @@ class _Largest(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, rounds: tuple[tuple[int, ...], ...]) -> torch.Tensor:
         largest = x.detach().clone()
         # steps -reach to reach on an axis are digits 0 to 2 * reach
-        reach = max((sum(axis in axes for axes in rounds) for axis in range(2, x.ndim)), default=0)
+        reach = max((sum(axis in axes for axes in rounds) for axis in range(2, x.ndim)))
         base, dims = 2 * reach + 1, x.ndim - 2
         place = None
         if ctx.needs_input_grad[0]:
@@ -64,7 +70,7 @@ class _Largest(torch.autograd.Function):
             values, places = largest.clone(), None if place is None else place.clone()
             # back from the nearest to the first in memory, which takes ties; then on to the last, which does not
             for step in (-1, 1):
-                for axis in axes if step < 0 else reversed(axes):
+                for axis in axes:
                     length = x.shape[axis] - 1
                     at, its = (1, 0) if step < 0 else (0, 1)
                     here, there = largest.narrow(axis, at, length), values.narrow(axis, its, length)

@@ -33,6 +33,9 @@ def worst_neighbour(
 
     Returns:
         Shape BNH[WD], dtype of ``logits``.
+
+    Raises:
+        ValueError: when ``size`` is even or below 1.
     """
     indices = torch.arange(logits.shape[1], device=label.device).view(1, -1, *[1] * (label.ndim - 2))
     inside = label == (1 if label.shape[1] == logits.shape[1] else indices)
