@@ -48,7 +48,7 @@ def score_case(
         class in one map only is penalised as it says there (Dice and centreline Dice 0, the other's Betti numbers as
         errors, distances as long as the diagonal of the arrays). NaN is what does not exist: any measure where there is
         no foreground at all, the radius error without a common centreline, the other side of a class that has none.
-        ``betti2_error`` is left out in 2D, ``side_confusion`` where no class has another side.
+        What is about cavities is left out in 2D, ``side_confusion`` where no class has another side.
 
     Raises:
         ValueError: when the shapes differ or are not 2D or 3D, a value or a measure is unknown, or ``class_names``,

@@ -85,6 +85,15 @@ MEASURES: dict[str, Measure] = {
             "0",
         ),
         Measure(
+            "filled_centerline_dice",
+            "clDice, filled",
+            "",
+            True,
+            "centreline Dice after the cavities of both are filled, 3D only: the centreline of a hollow vessel is a "
+            "shell, most of which lies in the reference",
+            "0",
+        ),
+        Measure(
             "hausdorff95_mm",
             "HD95",
             "mm",

@@ -18,7 +18,7 @@ import torch
 from monai.metrics import CumulativeIterationMetric, do_metric_reduction
 from monai.utils import MetricReduction, convert_to_numpy
 
-from .mask_measures import MASK_MEASURES, measure_masks
+from .mask_measures import MASK_MEASURES, OF_CAVITIES, measure_masks
 from .mask_scores import compute_betti_numbers, mask_betti_errors, mask_centerline_dice, score_classes
 from .surface_scores import diagonal
 
@@ -142,8 +142,8 @@ def compute_measure(
     """
     _check_measure(measure)
     dimensions = y_pred.ndim - 2
-    if measure == "betti2_error" and dimensions == 2:
-        raise ValueError(f"betti2_error counts cavities, which 3D images have, got {_shape(y_pred)}.")
+    if measure in OF_CAVITIES and dimensions == 2:
+        raise ValueError(f"{measure} is about cavities, which 3D images have, got {_shape(y_pred)}.")
     if spacing is not None and (len(spacing) != dimensions or not all(edge > 0 for edge in spacing)):
         raise ValueError(f"spacing must have {dimensions} positive values, one an axis, got {list(spacing)}.")
     absent_distance = diagonal(y_pred.shape[2:], spacing) if absent == "penalise" else math.nan

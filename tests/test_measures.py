@@ -18,7 +18,7 @@ def test_headings_are_unique_and_overlaps_alone_are_better_when_higher():
     headings = [measure.heading for measure in MEASURES.values()]
     assert len(set(headings)) == len(headings)
     higher = [name for name, measure in MEASURES.items() if measure.higher_is_better]
-    lines = ["centerline_dice", "centerline_precision", "centerline_sensitivity"]
+    lines = ["centerline_dice", "centerline_precision", "centerline_sensitivity", "filled_centerline_dice"]
     assert higher == ["dice", "precision", "recall", *lines]
 
 

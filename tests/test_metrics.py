@@ -390,7 +390,7 @@ def test_spacing_of_a_batch_overrides_that_of_the_metric():
 def test_wrong_measure_spacing_and_convention_are_named():
     with pytest.raises(ValueError, match="measure must be one of dice, .*, got 'side_confusion'"):
         MeasureMetric("side_confusion")
-    with pytest.raises(ValueError, match="betti2_error counts cavities, which 3D images have"):
+    with pytest.raises(ValueError, match="betti2_error is about cavities, which 3D images have"):
         compute_measure(INDICES, INDICES, "betti2_error")
     with pytest.raises(ValueError, match=r"spacing must have 2 positive values, one an axis, got \[1, 2, 3\]"):
         compute_measure(INDICES, INDICES, "dice", spacing=(1, 2, 3))
