@@ -44,7 +44,9 @@ class ClassTable:
         if self.table is None:
             _log.info("looking up which classes each of %d scans holds", len(self.dataset))
             own = range(idist.get_rank(), len(self.dataset), idist.get_world_size())
-            loader = DataLoader(_ClassesOf(self, own), num_workers=self.num_workers, batch_size=None)
+            # a generator of its own: a run that is resumed looks again, and must draw what it would have drawn
+            own_draws = torch.Generator()
+            loader = DataLoader(_ClassesOf(self, own), self.num_workers, batch_size=None, generator=own_draws)
             # copies: each row of a loading process keeps a file open
             rows = [np.array(row) for row in loader]
             # a process with nothing to look up takes part in the sum, but does not know how many classes there are

@@ -39,8 +39,9 @@ def cases(tmp_path):
 def test_classes_are_those_of_the_labels_whatever_the_cache(cases, tmp_path, knobs, workers):
     dataset = cached_dataset(cases, pipeline(), cache_dir=str(tmp_path / "cache"), **knobs)
     table = ClassTable(dataset, "label_cls_indices", workers)
+    drawn = torch.get_rng_state()
     np.testing.assert_array_equal(table(), np.asarray(EXPECTED, bool))
-    assert table() is table()
+    assert table() is table() and torch.equal(torch.get_rng_state(), drawn)
     assert len(list((tmp_path / "cache").glob("*.pt"))) == (5 if knobs["cache"] == "persistent" else 0)
 
 
