@@ -77,12 +77,7 @@ class FileCacheDataset(PersistentDataset):
         # MONAI would make the folder now, also for a run that is refused before it starts
         super().__init__(data=data, transform=transform, cache_dir=None, track_meta=True)
         self.folder = Path(cache_dir)
-        steps = []
-        for step in transform.transforms:
-            if _may_differ(step):
-                break
-            steps.append(step)
-        self.transform_hash = fingerprint(steps)
+        self.transform_hash = fingerprint(list(transform.transforms[: transform.get_index_of_first(_may_differ)]))
 
     def _cachecheck(self, item_transformed: dict[str, Any]) -> Any:
         name = fingerprint(self.transform_hash, _state_of(item_transformed))

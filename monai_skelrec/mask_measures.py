@@ -51,7 +51,7 @@ def measure_masks(
     Returns:
         A score for each name, in the order of the vocabulary; NaN each where both masks are empty.
     """
-    wanted = set(measures)
+    wanted = set(measures) - (set(OF_CAVITIES) if reference.ndim == 2 else set())
     found: dict[str, float] = {}
     if "dice" in wanted:
         found["dice"] = mask_dice(pred, reference)
@@ -79,8 +79,6 @@ def measure_masks(
             found["radius_error_mm"] = radius_error(pred, reference, lines[1], spacing)
         if "filled_centerline_dice" in wanted:
             found["filled_centerline_dice"] = _filled_centerline_dice(pred, reference, lines)
-    if reference.ndim == 2:
-        wanted -= {*OF_CAVITIES}
     return {name: found[name] for name in MASK_MEASURES if name in wanted and name in found}
 
 

@@ -63,7 +63,6 @@ def test_case_without_indices_is_refused():
 
 
 THREE = """
-import sys
 import ignite.distributed as idist
 import monai.transforms as mt
 from monai.data import Dataset

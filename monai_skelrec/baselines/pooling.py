@@ -60,7 +60,7 @@ class _Largest(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, rounds: tuple[tuple[int, ...], ...]) -> torch.Tensor:
         largest = x.detach().clone()
         # steps -reach to reach on an axis are digits 0 to 2 * reach
-        reach = max((sum(axis in axes for axes in rounds) for axis in range(2, x.ndim)))
+        reach = max(sum(axis in axes for axes in rounds) for axis in range(2, x.ndim))
         base, dims = 2 * reach + 1, x.ndim - 2
         place = None
         if ctx.needs_input_grad[0]:
