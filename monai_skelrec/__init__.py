@@ -31,6 +31,7 @@ from .phantoms import circle_of_willis, jaw, render, write_phantoms
 from .pieces import PieceErrorLoss
 from .renderings import write_renderings
 from .sampling import RandPatchd, RandPatchD, RandPatchDict
+from .sides import RandFlipSidesd, RandFlipSidesD, RandFlipSidesDict
 from .skeletons import tubed_skeleton
 from .transforms import (
     CheckScan,
@@ -66,6 +67,9 @@ __all__ = [
     "MapLabelValuesd",
     "MeasureMetric",
     "PieceErrorLoss",
+    "RandFlipSidesD",
+    "RandFlipSidesDict",
+    "RandFlipSidesd",
     "RandPatchD",
     "RandPatchDict",
     "RandPatchd",

@@ -12,9 +12,10 @@ from .label_maps import to_class_indices
 from .mask_measures import measure_masks
 from .mask_scores import bounding_box, score_classes
 from .measures import MEASURES
+from .sides import side_pairs
 from .skeletons import skeleton
 from .surface_scores import diagonal
-from .tree_scores import label_contacts, side_confusion, side_pairs
+from .tree_scores import label_contacts, side_confusion
 
 __all__ = ["MERGED", "check_classes", "check_measures", "score_case", "score_indices"]
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from scipy import ndimage
 
-from .tree_scores import side_pairs
+from .sides import side_pairs
 
 __all__ = ["CONTACTS", "allowed_contacts", "fix_contacts"]
 
@@ -86,7 +86,7 @@ def fix_contacts(
     Args:
         label: class indices, shape (H, W) or (H, W, D).
         allowed: of :py:func:`allowed_contacts`; a class that is not in it stays as it is.
-        class_names: by which left and right are told, see :py:func:`monai_skelrec.tree_scores.side_pairs`; None: not.
+        class_names: by which left and right are told, see :py:func:`monai_skelrec.sides.side_pairs`; None: not.
         isolated: ``"keep"`` or ``"drop"``.
 
     Returns:

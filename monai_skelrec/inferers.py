@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from monai.inferers import Inferer, SlidingWindowInferer
 
-__all__ = ["AutocastInferer", "MirroringInferer", "autocast_on_cpu", "mirror_images", "mirrored"]
+from .sides import SIDE_AXIS, side_pairs
+
+__all__ = ["AutocastInferer", "MirroringInferer", "autocast_on_cpu", "axes_to_mirror", "mirror_images", "mirrored"]
 
 
 def mirror_images(mirror_axes: Sequence[int], spatial_dims: int) -> list[tuple[int, ...]]:
@@ -36,31 +38,59 @@ def mirror_images(mirror_axes: Sequence[int], spatial_dims: int) -> list[tuple[i
     return list(chain.from_iterable(combinations(shifted, number) for number in range(len(axes) + 1)))
 
 
-def mirrored(network: Callable[..., torch.Tensor], mirror_axes: Sequence[int]) -> Callable[..., torch.Tensor]:
+def axes_to_mirror(mirror: bool, mirror_axes: Sequence[int]) -> list[int]:
+    """The axes of a task, when mirror images are wanted.
+
+    Args:
+        mirror: whether they are.
+        mirror_axes: of the task.
+
+    Returns:
+        ``mirror_axes``, or none of them.
+
+    Raises:
+        ValueError: when mirror images are wanted of a task that has no such axes.
+    """
+    if mirror and not mirror_axes:
+        raise ValueError(
+            "mirror is the mean over mirror images along mirror_axes, and this task has none; leave mirror out, or "
+            "name axes, such as --mirror_axes '[0, 1, 2]'."
+        )
+    return list(mirror_axes) if mirror else []
+
+
+def mirrored(
+    network: Callable[..., torch.Tensor], mirror_axes: Sequence[int], class_names: Sequence[str] = ()
+) -> Callable[..., torch.Tensor]:
     r"""Test-time augmentation by flips: the mean of a network's logits over all mirror images.
 
     .. math::
         \frac{1}{|F|} \sum_{f \in F} f^{-1}(\mathrm{network}(f(x)))
 
     with F all combinations of flips along ``mirror_axes``. The mean is of logits, as nnU-Net's is, so that overlapping
-    windows, mirror images and resampling all average the same quantity. A left class that is not the right one must not
-    be mirrored: leave that axis out.
+    windows, mirror images and resampling all average the same quantity. What a network calls left in a head that was
+    flipped from side to side is right: the logits of such classes are exchanged, see
+    :py:func:`monai_skelrec.sides.side_pairs`.
 
     Args:
         network: BCH[WD] -> BNH[WD].
-        mirror_axes: spatial axes, 0 for the first; empty: ``network`` itself.
+        mirror_axes: spatial axes, 0 for the first, which runs from side to side; empty: ``network`` itself.
+        class_names: of the N channels, background first; empty: none of them has a side.
 
     Returns:
         Takes and returns what ``network`` does.
     """
     if not mirror_axes:
         return network
+    pairs = side_pairs(class_names)
+    order = [pairs.get(index, index) for index in range(len(class_names))]
 
     def predict(windows: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         flips = mirror_images(mirror_axes, windows.ndim - 2)
         total = network(windows, *args, **kwargs).clone()
         for axes in flips[1:]:
-            total += network(windows.flip(axes), *args, **kwargs).flip(axes)
+            found = network(windows.flip(axes), *args, **kwargs).flip(axes)
+            total += found[:, order] if pairs and SIDE_AXIS + 2 in axes else found
         return total / len(flips)
 
     return predict
@@ -71,13 +101,17 @@ class MirroringInferer(SlidingWindowInferer):
 
     Args:
         mirror_axes: spatial axes, 0 for the first after the channel; the time grows by 2 to the power of their number.
+        class_names: see :py:func:`mirrored`.
         args: as SlidingWindowInferer.
         kwargs: as SlidingWindowInferer.
     """
 
-    def __init__(self, *args: Any, mirror_axes: Sequence[int] = (), **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, mirror_axes: Sequence[int] = (), class_names: Sequence[str] = (), **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.mirror_axes = tuple(mirror_axes)
+        self.class_names = tuple(class_names)
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """
@@ -90,7 +124,7 @@ class MirroringInferer(SlidingWindowInferer):
         Returns:
             Logits, shape BNH[WD].
         """
-        return super().__call__(inputs, mirrored(network, self.mirror_axes), *args, **kwargs)
+        return super().__call__(inputs, mirrored(network, self.mirror_axes, self.class_names), *args, **kwargs)
 
 
 def autocast_on_cpu(network: Callable[..., Any]) -> Callable[..., Any]:

@@ -50,6 +50,7 @@ class Segmenter:
         spacing: of the network's grid in mm; None: each scan's own.
         intensity: MONAI dictionary transform of the key "image", applied on the network's grid; None: none.
         mirror_axes: test-time augmentation by flips; empty: none.
+        class_names: by which flips tell left from right, see :py:func:`monai_skelrec.inferers.mirrored`.
         max_memory_gb: bound on the arrays of one scan, see :py:class:`monai_skelrec.memory_plans.Plan`; None: no bound.
     """
 
@@ -62,6 +63,7 @@ class Segmenter:
         spacing: Sequence[float] | None = None,
         intensity: Callable[[Any], Any] | None = None,
         mirror_axes: Sequence[int] = (),
+        class_names: Sequence[str] = (),
         max_memory_gb: float | None = None,
     ) -> None:
         self.network = network
@@ -70,6 +72,7 @@ class Segmenter:
         self.spacing = spacing
         self.intensity = intensity
         self.mirror_axes = tuple(mirror_axes)
+        self.class_names = tuple(class_names)
         self.max_memory_gb = max_memory_gb
 
     def __call__(
@@ -139,7 +142,7 @@ class Segmenter:
         ready = along.high[waiting].contiguous()
         last: torch.Tensor | None = None
         done = 0
-        predict = mirrored(self.network, self.mirror_axes)
+        predict = mirrored(self.network, self.mirror_axes, self.class_names)
         for begin, logits in stream_logits(image, predict, self.windows, axis=plan.axis, region=region):
             end = begin + logits.shape[1]
             upto = int(torch.searchsorted(ready, end))

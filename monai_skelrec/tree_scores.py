@@ -7,7 +7,6 @@ Lengths, radii, joined branches and confused sides, on plain NumPy arrays; break
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from itertools import product
 
@@ -16,7 +15,7 @@ import numpy as np
 from .centerline_graphs import centerline_edges, inscribed_radii
 from .voxels import Voxels, connect
 
-__all__ = ["centerline_length", "count_joined", "label_contacts", "radius_error", "side_confusion", "side_pairs"]
+__all__ = ["centerline_length", "count_joined", "label_contacts", "radius_error", "side_confusion"]
 
 
 def centerline_length(
@@ -102,29 +101,6 @@ def label_contacts(label: np.ndarray) -> set[tuple[int, int]]:
         pairs = np.sort(np.stack([here[touching], there[touching]]), axis=0)
         found.update(map(tuple, np.unique(pairs, axis=1).T.tolist()))
     return found
-
-
-def side_pairs(class_names: Sequence[str]) -> dict[int, int]:
-    """Find classes whose names differ by their side only, such as R-PCA and L-PCA, or right canal and left canal.
-
-    Args:
-        class_names: background first.
-
-    Returns:
-        For the index of each class that has a partner on the other side, the partner's; both ways.
-
-    Example:
-        >>> side_pairs(["background", "BA", "R-PCA", "L-PCA", "left canal", "Right canal"])
-        {2: 3, 3: 2, 4: 5, 5: 4}
-    """
-    other = {"r": "l", "l": "r", "right": "left", "left": "right"}
-    names = [re.split(r"([\W_]+)", name.lower()) for name in class_names]
-    mirrored = [[other.get(word, word) for word in name] for name in names]
-    return {
-        index: names.index(name)
-        for index, name in enumerate(mirrored)
-        if index and name != names[index] and name in names
-    }
 
 
 def side_confusion(pred_partner: np.ndarray, centerline: np.ndarray) -> float:

@@ -269,7 +269,12 @@ def test_evaluation_predicts_as_inference_does():
         "monai_skelrec.inferers.MirroringInferer",
         "SlidingWindowInferer",
     )
-    assert evaluate["mirror"] is False and ours.pop("mirror_axes") == "$@mirror_axes if @mirror else []"
+    assert evaluate["mirror"] is False and ours.pop("class_names") == "@class_names"
+    assert ours.pop("mirror_axes") == {
+        "_target_": "monai_skelrec.inferers.axes_to_mirror",
+        "mirror": "@mirror",
+        "mirror_axes": "@mirror_axes",
+    }
     assert ours == theirs and issubclass(MirroringInferer, SlidingWindowInferer)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from monai.inferers import SimpleInferer, SlidingWindowInferer
 
-from monai_skelrec.inferers import AutocastInferer, MirroringInferer, mirror_images, mirrored
+from monai_skelrec.inferers import AutocastInferer, MirroringInferer, axes_to_mirror, mirror_images, mirrored
 
 
 def network(dims=3):
@@ -55,6 +55,28 @@ def test_inferer_mirrors_each_window():
     ours = MirroringInferer(mirror_axes=[0, 1], **options)(x, net)
     torch.testing.assert_close(ours, SlidingWindowInferer(**options)(x, mirrored(net, [0, 1])))
     assert not torch.allclose(ours, SlidingWindowInferer(**options)(x, net))
+
+
+def test_from_side_to_side_left_logits_become_right_ones():
+    net, x, names = network(), torch.rand(2, 1, 5, 6, 7), ["background", "R-ICA", "L-ICA"]
+    order = [0, 2, 1]
+    flipped = net(x.flip(2)).flip(2)[:, order]
+    torch.testing.assert_close(mirrored(net, [0], names)(x), (net(x) + flipped) / 2)
+    both = net(x.flip(2).flip(3)).flip(2).flip(3)[:, order]
+    loop = [net(x), flipped, net(x.flip(3)).flip(3), both]
+    torch.testing.assert_close(mirrored(net, [0, 1], names)(x), sum(loop) / 4)
+    # along other axes, and where no class has a partner, it is the plain mean
+    torch.testing.assert_close(mirrored(net, [1, 2], names)(x), mirrored(net, [1, 2])(x))
+    torch.testing.assert_close(mirrored(net, [0], ["background", "BA", "Acom"])(x), mirrored(net, [0])(x))
+    options = {"roi_size": (4, 4, 4), "overlap": 0.5}
+    windows = MirroringInferer(mirror_axes=[0], class_names=names, **options)(x, net)
+    torch.testing.assert_close(windows, SlidingWindowInferer(**options)(x, mirrored(net, [0], names)))
+
+
+def test_mirror_images_without_an_axis_are_refused():
+    assert axes_to_mirror(True, [1, 2]) == [1, 2] and axes_to_mirror(False, [1, 2]) == axes_to_mirror(False, []) == []
+    with pytest.raises(ValueError, match="along mirror_axes, and this task has none; leave mirror out, or name axes"):
+        axes_to_mirror(True, [])
 
 
 @pytest.mark.parametrize("axes", [[3], [-1], [0, 0]])

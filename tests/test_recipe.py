@@ -46,6 +46,16 @@ def test_left_and_right_are_mirrored_only_where_they_are_one_class(task, axes):
     assert {step.flipper.spatial_axis for step in flips} == axes
 
 
+def test_from_side_to_side_a_training_renames_what_has_a_side():
+    (pipeline,) = parts("train::preprocessing", mirror_axes=[0])
+    (flip,) = [step for step in pipeline.transforms if isinstance(step, RandFlipd) and step.prob > 0]
+    label = torch.tensor([0, 1, 2, 3, 8, 9, 10, 13]).reshape(1, -1, 1, 1)  # BA, both PCAs, both Pcoms, Acom, 3rd A2
+    flip.prob = 1.0
+    flipped = flip({"image": label.float(), "label": label})
+    assert flipped["label"].flatten().tolist() == [13, 10, 8, 9, 2, 3, 1, 0]
+    assert flipped["image"].flatten().tolist() == [13, 10, 9, 8, 3, 2, 1, 0]
+
+
 def test_optimizer_and_schedule_follow_their_knobs():
     knobs = {"learning_rate": 0.02, "momentum": 0.9, "weight_decay": 0.001, "epochs": 7}
     handlers = ConfigParser.load_config_files(files_of("train.yaml"))["train"]["handlers"]

@@ -8,14 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from monai_skelrec.tree_scores import (
-    centerline_length,
-    count_joined,
-    label_contacts,
-    radius_error,
-    side_confusion,
-    side_pairs,
-)
+from monai_skelrec.tree_scores import centerline_length, count_joined, label_contacts, radius_error, side_confusion
 
 
 def drawn(*rows: str) -> np.ndarray:
@@ -117,11 +110,6 @@ def test_contacts_are_pairs_of_classes_that_are_neighbours():
     assert label_contacts(label) == {(1, 2)}
     assert label_contacts(np.stack([label, np.roll(label, 1, axis=1)])) == {(1, 2), (1, 3), (2, 3)}
     assert label_contacts(np.zeros((3, 3), int)) == set()
-
-
-def test_sides_are_told_by_whole_words():
-    names = ["background", "R-ICA", "L-ICA", "Acom", "Right_vein", "left_vein", "L-only", "gallr", "galll"]
-    assert side_pairs(names) == {1: 2, 2: 1, 4: 5, 5: 4}
 
 
 def test_side_confusion_is_a_share_of_the_centreline():

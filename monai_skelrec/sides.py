@@ -1,0 +1,135 @@
+"""Left and right: classes that differ in the side of the body only, and what a mirror image makes of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import RandFlipd
+from monai.utils import ensure_tuple
+from monai.utils.enums import TraceKeys
+
+__all__ = ["RandFlipSidesD", "RandFlipSidesDict", "RandFlipSidesd", "SIDE_AXIS", "side_pairs", "swap_sides"]
+
+SIDE_AXIS = 0  # spatial axis from one side to the other: the first of a scan in RAS, the columns of a picture in MONAI
+
+
+def side_pairs(class_names: Sequence[str]) -> dict[int, int]:
+    """Find classes whose names differ by their side only, such as R-PCA and L-PCA, or right canal and left canal.
+
+    Args:
+        class_names: background first.
+
+    Returns:
+        For the index of each class that has a partner on the other side, the partner's; both ways.
+
+    Example:
+        >>> side_pairs(["background", "BA", "R-PCA", "L-PCA", "left canal", "Right canal"])
+        {2: 3, 3: 2, 4: 5, 5: 4}
+    """
+    other = {"r": "l", "l": "r", "right": "left", "left": "right"}
+    names = [re.split(r"([\W_]+)", name.lower()) for name in class_names]
+    mirrored = [[other.get(word, word) for word in name] for name in names]
+    return {
+        index: names.index(name)
+        for index, name in enumerate(mirrored)
+        if index and name != names[index] and name in names
+    }
+
+
+def swap_sides(label: torch.Tensor, pairs: Mapping[int, int]) -> torch.Tensor:
+    """Give each class of one side the index of its partner.
+
+    Args:
+        label: class indices of any shape and dtype.
+        pairs: see :py:func:`side_pairs`.
+
+    Returns:
+        A copy, of the same type; classes without a partner, and values that are no class, as they were.
+    """
+    plain = label.as_tensor() if isinstance(label, MetaTensor) else label
+    swapped = label.clone()
+    values = swapped.as_tensor() if isinstance(swapped, MetaTensor) else swapped
+    for index, partner in pairs.items():
+        values.masked_fill_(plain == index, partner)
+    return swapped
+
+
+class RandFlipSidesd(RandFlipd):
+    """MONAI's RandFlipd along the axis from one side of the body to the other, where left classes become right ones.
+
+    In the mirror image of a head the right artery lies where left ones do. It must be called left, or the network
+    learns that the two cannot be told apart. It stands where RandFlipd does: before
+    :py:class:`monai_skelrec.TubedSkeletond`. Scans must lie so that the first spatial axis runs from side to side, as
+    after ``Orientationd`` to RAS.
+
+    Args:
+        keys: images and labels, all of which are flipped.
+        label_keys: those of ``keys`` that hold class indices, whose classes change sides too.
+        class_names: background first; partners are found by name, see :py:func:`side_pairs`. Without any it is
+            RandFlipd, with the same random numbers.
+        prob: of flipping.
+        allow_missing_keys: leave out keys that a sample does not have.
+        lazy: see RandFlipd.
+
+    Raises:
+        ValueError: when a label key is none of ``keys``.
+
+    Example:
+        >>> label = torch.tensor([[[[1, 0, 2]]]]).permute(0, 3, 1, 2)  # right, nothing, left
+        >>> flip = RandFlipSidesd("label", "label", ["background", "R-ICA", "L-ICA"], prob=1.0)
+        >>> flip({"label": label})["label"].flatten().tolist()
+        [1, 0, 2]
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        label_keys: KeysCollection,
+        class_names: Sequence[str],
+        prob: float = 0.1,
+        allow_missing_keys: bool = False,
+        lazy: bool = False,
+    ) -> None:
+        super().__init__(keys, prob, SIDE_AXIS, allow_missing_keys, lazy)
+        self.label_keys = ensure_tuple(label_keys)
+        if not set(self.label_keys) <= set(self.keys):
+            raise ValueError(f"label_keys must be among keys {list(self.keys)}, got {list(self.label_keys)}.")
+        self.pairs = side_pairs(class_names)
+
+    def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
+        """
+        Args:
+            data: images and labels (C, H, W[, D]) of one grid.
+            lazy: see RandFlipd.
+
+        Returns:
+            The same keys; the arrays handed in are left as they were.
+        """
+        d = super().__call__(data, lazy)
+        if self._do_transform:
+            self._swap(d, [key for key in self.key_iterator(d) if key in self.label_keys])
+        return d
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Flip and swap back what was flipped."""
+        flipped = [
+            key
+            for key in self.key_iterator(dict(data))
+            if key in self.label_keys and self.get_most_recent_transform(data[key])[TraceKeys.DO_TRANSFORM]
+        ]
+        d = super().inverse(data)
+        self._swap(d, flipped)
+        return d
+
+    def _swap(self, d: dict[Hashable, Any], keys: Sequence[Hashable]) -> None:
+        if self.pairs:
+            for key in keys:
+                d[key] = swap_sides(d[key], self.pairs)
+
+
+RandFlipSidesD = RandFlipSidesDict = RandFlipSidesd
