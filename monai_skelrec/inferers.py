@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, combinations
 from typing import Any
 
 import torch
 from monai.inferers import Inferer, SlidingWindowInferer
 
-from .sides import SIDE_AXIS, side_pairs
+from .sides import SIDE_AXIS, pair_indices
 
 __all__ = ["AutocastInferer", "MirroringInferer", "autocast_on_cpu", "axes_to_mirror", "mirror_images", "mirrored"]
 
@@ -53,14 +53,14 @@ def axes_to_mirror(mirror: bool, mirror_axes: Sequence[int]) -> list[int]:
     """
     if mirror and not mirror_axes:
         raise ValueError(
-            "mirror is the mean over mirror images along mirror_axes, and this task has none; leave mirror out, or "
-            "name axes, such as --mirror_axes '[0, 1, 2]'."
+            "mirror is the mean over mirror images along mirror_axes, and this task has none: its network has seen no "
+            "mirror image. Leave mirror out, or train with --mirror_axes first."
         )
     return list(mirror_axes) if mirror else []
 
 
 def mirrored(
-    network: Callable[..., torch.Tensor], mirror_axes: Sequence[int], class_names: Sequence[str] = ()
+    network: Callable[..., torch.Tensor], mirror_axes: Sequence[int], pairs: Mapping[int, int] | None = None
 ) -> Callable[..., torch.Tensor]:
     r"""Test-time augmentation by flips: the mean of a network's logits over all mirror images.
 
@@ -69,28 +69,28 @@ def mirrored(
 
     with F all combinations of flips along ``mirror_axes``. The mean is of logits, as nnU-Net's is, so that overlapping
     windows, mirror images and resampling all average the same quantity. What a network calls left in a head that was
-    flipped from side to side is right: the logits of such classes are exchanged, see
-    :py:func:`monai_skelrec.sides.side_pairs`.
+    flipped from side to side is right: the logits of such classes are exchanged.
 
     Args:
         network: BCH[WD] -> BNH[WD].
         mirror_axes: spatial axes, 0 for the first, which runs from side to side; empty: ``network`` itself.
-        class_names: of the N channels, background first; empty: none of them has a side.
+        pairs: classes that change places along axis 0, see :py:func:`monai_skelrec.sides.pair_indices`; None: none.
 
     Returns:
         Takes and returns what ``network`` does.
     """
     if not mirror_axes:
         return network
-    pairs = side_pairs(class_names)
-    order = [pairs.get(index, index) for index in range(len(class_names))]
+    partners = dict(pairs or {})
 
     def predict(windows: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         flips = mirror_images(mirror_axes, windows.ndim - 2)
         total = network(windows, *args, **kwargs).clone()
         for axes in flips[1:]:
             found = network(windows.flip(axes), *args, **kwargs).flip(axes)
-            total += found[:, order] if pairs and SIDE_AXIS + 2 in axes else found
+            if partners and SIDE_AXIS + 2 in axes:
+                found = found[:, [partners.get(index, index) for index in range(found.shape[1])]]
+            total += found
         return total / len(flips)
 
     return predict
@@ -101,17 +101,23 @@ class MirroringInferer(SlidingWindowInferer):
 
     Args:
         mirror_axes: spatial axes, 0 for the first after the channel; the time grows by 2 to the power of their number.
-        class_names: see :py:func:`mirrored`.
+        class_names: of the channels, background first.
+        mirror_pairs: names of classes that change places along axis 0.
         args: as SlidingWindowInferer.
         kwargs: as SlidingWindowInferer.
     """
 
     def __init__(
-        self, *args: Any, mirror_axes: Sequence[int] = (), class_names: Sequence[str] = (), **kwargs: Any
+        self,
+        *args: Any,
+        mirror_axes: Sequence[int] = (),
+        class_names: Sequence[str] = (),
+        mirror_pairs: Sequence[Sequence[str]] = (),
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.mirror_axes = tuple(mirror_axes)
-        self.class_names = tuple(class_names)
+        self.pairs = pair_indices(class_names, mirror_pairs)
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """
@@ -124,7 +130,7 @@ class MirroringInferer(SlidingWindowInferer):
         Returns:
             Logits, shape BNH[WD].
         """
-        return super().__call__(inputs, mirrored(network, self.mirror_axes, self.class_names), *args, **kwargs)
+        return super().__call__(inputs, mirrored(network, self.mirror_axes, self.pairs), *args, **kwargs)
 
 
 def autocast_on_cpu(network: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,7 +15,7 @@ import yaml
 from monai.bundle import ConfigParser
 from monai.engines import SupervisedTrainer
 
-from .checkpoints import CONFIG, finished_epochs
+from .checkpoints import CONFIG, LAST, finished_epochs
 from .child_runs import run_child
 from .comparisons import read_run
 from .locks import hold_folder
@@ -78,7 +78,8 @@ def compare_losses(
         report_on: what is scored: :py:data:`HELD_OUT`, the run's own fold, and folders in the layout of the task.
         report_folders: ``case_folders`` of those folders, where they are called otherwise than in training.
         parallel: runs at once.
-        cost_steps: steps in which time and memory of each loss are measured, when all runs are done; 0: they are not.
+        cost_steps: steps in which time and memory of each loss are measured, when all runs are done, from the weights
+            of its first run; 0: they are not.
         pictures: cases drawn side by side when all runs are done, those on which the losses differ most; 0: none. See
             :py:func:`monai_skelrec.loss_pictures.draw_differences`.
 
@@ -154,9 +155,12 @@ def compare_losses(
             else:
                 done.result()
     for loss in losses if cost_steps > 0 else ():
-        if not (folder / loss / COST).is_file():
+        # of trained weights: what a term costs may depend on how much of the prediction is wrong
+        trained = _run_of(folder, _Job(loss, seeds[0], compared_folds[0])) / LAST
+        if trained.is_file() and not (folder / loss / COST).is_file():
             files = [configs / "train.yaml", folder / CONFIG, folder / loss / "loss.yaml", configs / "profiling.yaml"]
             knobs = {"iterations_per_epoch": cost_steps, "output_dir": folder / loss, "fold": compared_folds[0]}
+            knobs["start_from"] = str(trained)
             run_child(
                 "costing",
                 files,

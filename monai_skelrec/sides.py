@@ -13,9 +13,19 @@ from monai.transforms import RandFlipd
 from monai.utils import ensure_tuple
 from monai.utils.enums import TraceKeys
 
-__all__ = ["RandFlipSidesD", "RandFlipSidesDict", "RandFlipSidesd", "SIDE_AXIS", "side_pairs", "swap_sides"]
+__all__ = [
+    "RandFlipSidesD",
+    "RandFlipSidesDict",
+    "RandFlipSidesd",
+    "SIDE_AXIS",
+    "pair_indices",
+    "side_pairs",
+    "swap_sides",
+]
 
-SIDE_AXIS = 0  # spatial axis from one side to the other: the first of a scan in RAS, the columns of a picture in MONAI
+SIDE_AXIS = (
+    0  # spatial axis from one side to the other, of a scan in RAS, and of a picture as MONAI's PILReader gives it
+)
 
 
 def side_pairs(class_names: Sequence[str]) -> dict[int, int]:
@@ -41,12 +51,48 @@ def side_pairs(class_names: Sequence[str]) -> dict[int, int]:
     }
 
 
+def pair_indices(class_names: Sequence[str], mirror_pairs: Sequence[Sequence[str]]) -> dict[int, int]:
+    """Find the indices of classes that change places in a mirror image.
+
+    Args:
+        class_names: background first.
+        mirror_pairs: two names each. A pair neither of whose classes is there belongs to another task, and is left out.
+
+    Returns:
+        For the index of each such class the partner's; both ways.
+
+    Raises:
+        ValueError: when an entry is no pair, only one of its names is a class, or a class stands in two places.
+
+    Example:
+        >>> pair_indices(["background", "BA", "R-PCA", "L-PCA"], [["R-PCA", "L-PCA"], ["R-ICA", "L-ICA"]])
+        {2: 3, 3: 2}
+    """
+    names = list(class_names)
+    pairs: dict[int, int] = {}
+    for pair in mirror_pairs:
+        there = [name for name in pair if name in names]
+        if isinstance(pair, str) or len(pair) != 2 or len(there) == 1:
+            raise ValueError(
+                f"mirror_pairs must be pairs of class names, such as [[R-PCA, L-PCA]], got {pair}; the classes are "
+                f"{', '.join(names)}."
+            )
+        if there:
+            first, second = map(names.index, there)
+            if first == second or {first, second} & pairs.keys():
+                raise ValueError(
+                    f"mirror_pairs must hold each class once, got {[list(each) for each in mirror_pairs]}."
+                )
+            pairs[first], pairs[second] = second, first
+    return pairs
+
+
 def swap_sides(label: torch.Tensor, pairs: Mapping[int, int]) -> torch.Tensor:
-    """Give each class of one side the index of its partner.
+    """Give each class of a pair the index of its partner.
 
     Args:
         label: class indices of any shape and dtype.
-        pairs: see :py:func:`side_pairs`.
+        pairs: see :py:func:`pair_indices`.
 
     Returns:
         A copy, of the same type; classes without a partner, and values that are no class, as they were.
@@ -65,23 +111,25 @@ class RandFlipSidesd(RandFlipd):
     In the mirror image of a head the right artery lies where left ones do. It must be called left, or the network
     learns that the two cannot be told apart. It stands where RandFlipd does: before
     :py:class:`monai_skelrec.TubedSkeletond`. Scans must lie so that the first spatial axis runs from side to side, as
-    after ``Orientationd`` to RAS.
+    after ``Orientationd`` to RAS. It is for parts of the body that are each other's mirror image; a mirrored left
+    ventricle is no right one.
 
     Args:
         keys: images and labels, all of which are flipped.
-        label_keys: those of ``keys`` that hold class indices, whose classes change sides too.
-        class_names: background first; partners are found by name, see :py:func:`side_pairs`. Without any it is
+        label_keys: those of ``keys`` that hold class indices, whose classes change places too.
+        class_names: background first.
+        mirror_pairs: names of classes that change places, such as ``[["R-ICA", "L-ICA"]]``. Without any it is
             RandFlipd, with the same random numbers.
         prob: of flipping.
         allow_missing_keys: leave out keys that a sample does not have.
         lazy: see RandFlipd.
 
     Raises:
-        ValueError: when a label key is none of ``keys``.
+        ValueError: when a label key is none of ``keys``, or a pair does not fit, see :py:func:`pair_indices`.
 
     Example:
-        >>> label = torch.tensor([[[[1, 0, 2]]]]).permute(0, 3, 1, 2)  # right, nothing, left
-        >>> flip = RandFlipSidesd("label", "label", ["background", "R-ICA", "L-ICA"], prob=1.0)
+        >>> label = torch.tensor([[1, 0, 2]]).reshape(1, 3, 1, 1)  # right, nothing, left
+        >>> flip = RandFlipSidesd("label", "label", ["background", "R-ICA", "L-ICA"], [["R-ICA", "L-ICA"]], prob=1.0)
         >>> flip({"label": label})["label"].flatten().tolist()
         [1, 0, 2]
     """
@@ -91,6 +139,7 @@ class RandFlipSidesd(RandFlipd):
         keys: KeysCollection,
         label_keys: KeysCollection,
         class_names: Sequence[str],
+        mirror_pairs: Sequence[Sequence[str]],
         prob: float = 0.1,
         allow_missing_keys: bool = False,
         lazy: bool = False,
@@ -99,7 +148,7 @@ class RandFlipSidesd(RandFlipd):
         self.label_keys = ensure_tuple(label_keys)
         if not set(self.label_keys) <= set(self.keys):
             raise ValueError(f"label_keys must be among keys {list(self.keys)}, got {list(self.label_keys)}.")
-        self.pairs = side_pairs(class_names)
+        self.pairs = pair_indices(class_names, mirror_pairs)
 
     def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
         """
@@ -109,6 +158,9 @@ class RandFlipSidesd(RandFlipd):
 
         Returns:
             The same keys; the arrays handed in are left as they were.
+
+        Raises:
+            ValueError: when a label has several channels, which are no class indices.
         """
         d = super().__call__(data, lazy)
         if self._do_transform:
@@ -127,9 +179,10 @@ class RandFlipSidesd(RandFlipd):
         return d
 
     def _swap(self, d: dict[Hashable, Any], keys: Sequence[Hashable]) -> None:
-        if self.pairs:
-            for key in keys:
-                d[key] = swap_sides(d[key], self.pairs)
+        for key in keys if self.pairs else ():
+            if len(d[key]) != 1:
+                raise ValueError(f"{key} must hold class indices in one channel, got shape {tuple(d[key].shape)}.")
+            d[key] = swap_sides(d[key], self.pairs)
 
 
 RandFlipSidesD = RandFlipSidesDict = RandFlipSidesd

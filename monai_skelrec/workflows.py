@@ -27,8 +27,10 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from .checkpoints import CONFIG, LAST, PREVIOUS, WEIGHTS, refuse_other_network
 from .files import replace
+from .inferers import mirror_images
 from .locks import hold_folder
 from .processes import is_first
+from .sides import SIDE_AXIS, pair_indices, side_pairs
 
 __all__ = [
     "FACTS",
@@ -63,6 +65,7 @@ FACTS = (
     "filters",
     "residual",
     "mirror_axes",
+    "mirror_pairs",
     "skeleton_groups",
     "layout",
     "case_folders",
@@ -201,6 +204,8 @@ def check_plan(
     spatial_dims: int,
     class_names: Sequence[str],
     label_values: Sequence[int],
+    mirror_axes: Sequence[int],
+    mirror_pairs: Sequence[Sequence[str]],
 ) -> None:
     """Refuse facts of a task that contradict each other.
 
@@ -212,6 +217,9 @@ def check_plan(
         spatial_dims: 2 or 3.
         class_names: background first.
         label_values: on disk, one for each class name, background first.
+        mirror_axes: that are flipped.
+        mirror_pairs: classes that change places along axis 0. Classes whose names differ by their side only, and which
+            axis 0 mirrors without being a pair, are named in a warning: they may be each other's mirror image.
 
     Raises:
         ValueError: naming the facts that do not fit.
@@ -230,6 +238,14 @@ def check_plan(
         raise ValueError(
             f"label_values needs one value for each of the {len(class_names)} class names, each once, "
             f"got {list(label_values)}."
+        )
+    mirror_images(mirror_axes, spatial_dims)
+    pairs = pair_indices(class_names, mirror_pairs)
+    unpaired = [class_names[index] for index in side_pairs(class_names) if index not in pairs]
+    if SIDE_AXIS in mirror_axes and unpaired:
+        logging.getLogger(__name__).warning(
+            f"Scans are mirrored from side to side (mirror_axes holds {SIDE_AXIS}), where {', '.join(unpaired)} keep "
+            "their names. If they are each other's mirror image, name them in mirror_pairs, or leave the axis out."
         )
 
 
@@ -282,7 +298,9 @@ def open_run(output_dir: str, resume: bool = False) -> None:
     # as values: evaluation and inference need not have what an expression of training is made of
     for key in [key for key, value in facts.items() if isinstance(value, str) and value.startswith("$")]:
         facts[key] = parser.get_parsed_content(key)
-    facts = _plain({**facts, "network_def": config["network_def"]} if "network_def" in config else facts)
+    if "network_def" in config:
+        facts["network_def"] = _without_download(config["network_def"])
+    facts = _plain(facts)
     facts["checkpoint"] = str((folder / WEIGHTS).resolve())
     if facts.get("group_table"):
         facts["group_table"] = str(Path(facts["group_table"]).resolve())
@@ -299,6 +317,12 @@ def open_run(output_dir: str, resume: bool = False) -> None:
     log = logging.FileHandler(folder / _LOG, encoding="utf-8")
     log.setFormatter(logging.Formatter("%(asctime)s - %(name)s - %(levelname)s - %(message)s"))
     logging.getLogger().addHandler(log)
+
+
+def _without_download(network_def: Any) -> Any:
+    """A network whose weights are in the run, and that needs no others to begin with."""
+    pretrained = isinstance(network_def, Mapping) and network_def.get("pretrained")
+    return {**network_def, "pretrained": False} if pretrained else network_def
 
 
 def _refuse_other_facts(folder: Path, facts: Mapping[str, Any]) -> None:

@@ -269,7 +269,8 @@ def test_evaluation_predicts_as_inference_does():
         "monai_skelrec.inferers.MirroringInferer",
         "SlidingWindowInferer",
     )
-    assert evaluate["mirror"] is False and ours.pop("class_names") == "@class_names"
+    assert evaluate["mirror"] is False
+    assert (ours.pop("class_names"), ours.pop("mirror_pairs")) == ("@class_names", "@mirror_pairs")
     assert ours.pop("mirror_axes") == {
         "_target_": "monai_skelrec.inferers.axes_to_mirror",
         "mirror": "@mirror",

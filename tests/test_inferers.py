@@ -58,24 +58,23 @@ def test_inferer_mirrors_each_window():
 
 
 def test_from_side_to_side_left_logits_become_right_ones():
-    net, x, names = network(), torch.rand(2, 1, 5, 6, 7), ["background", "R-ICA", "L-ICA"]
+    net, x, pairs = network(), torch.rand(2, 1, 5, 6, 7), {1: 2, 2: 1}
     order = [0, 2, 1]
     flipped = net(x.flip(2)).flip(2)[:, order]
-    torch.testing.assert_close(mirrored(net, [0], names)(x), (net(x) + flipped) / 2)
+    torch.testing.assert_close(mirrored(net, [0], pairs)(x), (net(x) + flipped) / 2)
     both = net(x.flip(2).flip(3)).flip(2).flip(3)[:, order]
     loop = [net(x), flipped, net(x.flip(3)).flip(3), both]
-    torch.testing.assert_close(mirrored(net, [0, 1], names)(x), sum(loop) / 4)
-    # along other axes, and where no class has a partner, it is the plain mean
-    torch.testing.assert_close(mirrored(net, [1, 2], names)(x), mirrored(net, [1, 2])(x))
-    torch.testing.assert_close(mirrored(net, [0], ["background", "BA", "Acom"])(x), mirrored(net, [0])(x))
-    options = {"roi_size": (4, 4, 4), "overlap": 0.5}
-    windows = MirroringInferer(mirror_axes=[0], class_names=names, **options)(x, net)
-    torch.testing.assert_close(windows, SlidingWindowInferer(**options)(x, mirrored(net, [0], names)))
+    torch.testing.assert_close(mirrored(net, [0, 1], pairs)(x), sum(loop) / 4)
+    # along other axes it is the plain mean
+    torch.testing.assert_close(mirrored(net, [1, 2], pairs)(x), mirrored(net, [1, 2])(x))
+    names, options = ["background", "R-ICA", "L-ICA"], {"roi_size": (4, 4, 4), "overlap": 0.5}
+    windows = MirroringInferer(mirror_axes=[0], class_names=names, mirror_pairs=[names[1:]], **options)(x, net)
+    torch.testing.assert_close(windows, SlidingWindowInferer(**options)(x, mirrored(net, [0], pairs)))
 
 
-def test_mirror_images_without_an_axis_are_refused():
+def test_mirror_images_of_a_task_without_any_are_refused():
     assert axes_to_mirror(True, [1, 2]) == [1, 2] and axes_to_mirror(False, [1, 2]) == axes_to_mirror(False, []) == []
-    with pytest.raises(ValueError, match="along mirror_axes, and this task has none; leave mirror out, or name axes"):
+    with pytest.raises(ValueError, match="this task has none: .* Leave mirror out, or train with --mirror_axes first"):
         axes_to_mirror(True, [])
 
 

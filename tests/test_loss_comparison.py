@@ -117,6 +117,8 @@ def test_finished_runs_are_left_alone_and_others_go_on(root, steps):
         ("costing", "cost of pieces"),
     ]
     assert steps[1][2]["resume"] is True
+    # what a loss costs is measured on weights that it trained
+    assert steps[-1][2]["start_from"] == str(table / "pieces" / "fold_0_seed_0" / "last.pt")
     assert "| 0.500 | 100 |" in (table / "table.md").read_text()
 
 
@@ -263,7 +265,7 @@ def test_every_loss_of_the_library_takes_the_target_that_comes_with_it():
     label[:, 4:28, 10:13] = 1
     for name, fragment in yaml.safe_load((CONFIGS / "compare.yaml").read_text())["loss_library"].items():
         parser = monai.bundle.ConfigParser()
-        parser.read_config(files_of("train.yaml", "folder_2d.yaml"))
+        parser.read_config(files_of("train.yaml", "folder_2d.yaml", "compare.yaml"))
         for key, value in fragment.items():
             parser[key] = value
         steps = Compose(parser.get_parsed_content("train::skeletonize"))

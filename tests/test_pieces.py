@@ -336,10 +336,13 @@ def test_knobs_of_pieces_yaml():
     assert parsed(piece_warm_up=0, epochs=40).get_parsed_content("loss").warm_up == 0
 
 
-def test_comparison_trains_the_loss_of_pieces_yaml():
-    loss, parser = parsed().get_parsed_content("loss"), ConfigParser()
+@pytest.mark.parametrize(
+    "knobs", [{}, {"lambda_pieces": 0.3, "piece_tolerance": 2, "piece_margin": 0.1, "piece_warm_up": 7}]
+)
+def test_comparison_trains_the_loss_of_pieces_yaml(knobs):
+    loss, parser = parsed(**knobs).get_parsed_content("loss"), ConfigParser()
     parser.read_config(files_of("train.yaml", "compare.yaml"))
-    parser.update(parser.get("loss_library")["pieces"])
+    parser.update({**parser.get("loss_library")["pieces"], **knobs})
     compared = parser.get_parsed_content("loss")
     for name in ("lambda_pieces", "tolerance", "margin", "warm_up"):
         assert getattr(loss, name) == getattr(compared, name)

@@ -39,7 +39,7 @@ def test_augmentation_multiplies_every_probability():
 @pytest.mark.parametrize(
     "task, axes", [("topcow", {1, 2}), ("toothfairy2", {1, 2}), ("topcow_binary", {0, 1, 2}), ("toothfairy", {0, 1, 2})]
 )
-def test_left_and_right_are_mirrored_only_where_they_are_one_class(task, axes):
+def test_by_default_no_training_mirrors_left_and_right_classes(task, axes):
     files = () if task == "topcow" else (f"{task}.yaml",)
     (pipeline,) = parts("train::preprocessing", task=files)
     flips = [step for step in pipeline.transforms if isinstance(step, RandFlipd) and step.prob > 0]

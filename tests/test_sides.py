@@ -9,9 +9,10 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, RandFlipd
 
 from monai_skelrec import RandFlipSidesd, TubedSkeletond, circle_of_willis
-from monai_skelrec.sides import side_pairs, swap_sides
+from monai_skelrec.sides import pair_indices, side_pairs, swap_sides
 
 NAMES = ["background", "BA", "R-ICA", "L-ICA"]
+PAIRS = [["R-ICA", "L-ICA"]]
 
 
 def scan():
@@ -32,6 +33,29 @@ def test_sides_are_told_by_whole_words():
     assert side_pairs(names) == {1: 2, 2: 1, 4: 5, 5: 4}
 
 
+def test_pairs_of_other_tasks_are_left_out():
+    assert pair_indices(NAMES, [["L-ICA", "R-ICA"], ["left canal", "right canal"]]) == {2: 3, 3: 2}
+    assert pair_indices(["background", "vessel"], PAIRS) == {}
+
+
+@pytest.mark.parametrize(
+    "pairs, message",
+    [
+        (
+            [["R-ICA", "L-PCA"]],
+            r"must be pairs of class names, .* got \['R-ICA', 'L-PCA'\]; the classes are background",
+        ),
+        ([["R-ICA"]], r"must be pairs of class names, .* got \['R-ICA'\]"),
+        (["BA"], "must be pairs of class names, .* got BA"),
+        ([["R-ICA", "L-ICA"], ["BA", "R-ICA"]], "must hold each class once"),
+        ([["BA", "BA"]], "must hold each class once"),
+    ],
+)
+def test_pairs_that_do_not_fit_are_refused(pairs, message):
+    with pytest.raises(ValueError, match=message):
+        pair_indices(NAMES, pairs)
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64, torch.float32])
 def test_partners_change_and_everything_else_stays(dtype):
     label = torch.tensor([0, 1, 2, 3, 9, 2], dtype=dtype)
@@ -44,7 +68,7 @@ def test_partners_change_and_everything_else_stays(dtype):
 def test_a_mirror_image_has_its_classes_on_the_other_side(lazy):
     data = scan()
     kept = {key: value.clone() for key, value in data.items()}
-    steps = Compose([RandFlipSidesd(["image", "label"], "label", NAMES, prob=1.0, lazy=lazy)])
+    steps = Compose([RandFlipSidesd(["image", "label"], "label", NAMES, PAIRS, prob=1.0, lazy=lazy)])
     flipped = steps(data)
     assert np.array_equal(flipped["label"], by_hand(data["label"])) and flipped["label"].dtype == torch.uint8
     assert np.array_equal(flipped["image"], np.asarray(data["image"])[:, ::-1])
@@ -58,13 +82,13 @@ def test_a_mirror_image_has_its_classes_on_the_other_side(lazy):
 
 
 def test_what_was_not_flipped_keeps_its_sides_there_and_back():
-    flip, data = RandFlipSidesd(["image", "label"], "label", NAMES, prob=0.0), scan()
+    flip, data = RandFlipSidesd(["image", "label"], "label", NAMES, PAIRS, prob=0.0), scan()
     same = flip(data)
     assert torch.equal(same["label"], data["label"]) and torch.equal(flip.inverse(same)["label"], data["label"])
 
 
 def test_without_partners_it_is_monais_flip_with_the_same_random_numbers():
-    ours = RandFlipSidesd(["image", "label"], "label", ["background", "BA", "Acom", "vein"], prob=0.5)
+    ours = RandFlipSidesd(["image", "label"], "label", NAMES, [], prob=0.5)
     theirs = RandFlipd(["image", "label"], prob=0.5, spatial_axis=0)
     ours.set_random_state(3)
     theirs.set_random_state(3)
@@ -78,7 +102,8 @@ def test_the_mirror_image_of_a_symmetric_head_is_another_head_of_the_same_kind()
     names = "background BA R-PCA L-PCA R-ICA R-MCA L-ICA L-MCA R-Pcom L-Pcom Acom R-ACA L-ACA 3rd-A2".split()
     label = torch.from_numpy(circle_of_willis(seed=1))[None]
     label[label == 15] = 13
-    flip = RandFlipSidesd("label", "label", names, prob=1.0)
+    parts = ("PCA", "ICA", "MCA", "Pcom", "ACA")
+    flip = RandFlipSidesd("label", "label", names, [[f"R-{part}", f"L-{part}"] for part in parts], prob=1.0)
     flipped = Compose([flip, TubedSkeletond("label")])({"label": label})
 
     def side(volume, index):
@@ -95,4 +120,10 @@ def test_the_mirror_image_of_a_symmetric_head_is_another_head_of_the_same_kind()
 
 def test_labels_must_be_among_what_is_flipped():
     with pytest.raises(ValueError, match=r"label_keys must be among keys \['image'\], got \['label'\]"):
-        RandFlipSidesd("image", "label", NAMES)
+        RandFlipSidesd("image", "label", NAMES, PAIRS)
+
+
+def test_channels_are_no_class_indices():
+    flip = RandFlipSidesd("label", "label", NAMES, PAIRS, prob=1.0)
+    with pytest.raises(ValueError, match=r"label must hold class indices in one channel, got shape \(4, 2, 2, 2\)"):
+        flip({"label": torch.zeros(4, 2, 2, 2)})

@@ -164,6 +164,8 @@ PLAN = {
     "spatial_dims": 2,
     "class_names": ["background", "road"],
     "label_values": [0, 255],
+    "mirror_axes": [0, 1],
+    "mirror_pairs": [["R-ICA", "L-ICA"]],
 }
 
 
@@ -179,11 +181,24 @@ def test_plan_that_fits_passes():
         ({"patch_size": [16, 18]}, r"patch_size \[16, 18\] must be a multiple of the strides' product \[4, 4\]"),
         ({"label_values": [0, 1, 2]}, "one value for each of the 2 class names, each once"),
         ({"label_values": [1, 1]}, "one value for each of the 2 class names, each once"),
+        ({"mirror_axes": [0, 1, 2]}, r"mirror_axes must be axes 0 to 1, each once, got \[0, 1, 2\]"),
+        ({"mirror_axes": [-1]}, r"mirror_axes must be axes 0 to 1, each once, got \[-1\]"),
+        ({"mirror_pairs": [["road", "path"]]}, r"got \['road', 'path'\]; the classes are background, road"),
     ],
 )
 def test_plan_that_contradicts_itself_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         workflows.check_plan(**PLAN | change)
+
+
+def test_classes_that_a_mirror_image_would_mix_up_are_named(caplog):
+    sides = {"class_names": ["background", "left lung", "right lung", "aorta"], "label_values": [0, 1, 2, 3]}
+    workflows.check_plan(**PLAN | sides | {"mirror_axes": [1]})
+    workflows.check_plan(**PLAN | sides | {"mirror_pairs": [["left lung", "right lung"]]})
+    assert caplog.messages == []
+    workflows.check_plan(**PLAN | sides)
+    (message,) = caplog.messages
+    assert "where left lung, right lung keep their names" in message and "name them in mirror_pairs" in message
 
 
 def test_checkpoint_of_another_network_is_refused(tmp_path):
