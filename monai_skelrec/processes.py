@@ -71,7 +71,11 @@ def leave() -> None:
 
 
 def wait_for_all() -> None:
-    """Go on when every process has come this far."""
+    """Go on when every process has come this far.
+
+    A training ends with it: a thread of Gloo lets go of a tensor a moment after it was summed, and a process that has
+    nothing left to do could be at its end by then, where Python takes no tensor back and the process is killed.
+    """
     idist.barrier()
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import itk
@@ -68,8 +70,23 @@ def command(*arguments, cwd):
 
 
 def two_processes(run_id, files, **knobs):
-    """A run under torchrun; its processes find the tests' own modules too."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    """A run under torchrun."""
+    return _torchrun(["--standalone", "--nproc_per_node", "2"], run_id, files, **knobs)
+
+
+def two_nodes(run_id, files, **knobs):
+    """A run of two machines with a process each, both of which are this one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meet = f"127.0.0.1:{free.getsockname()[1]}"
+    options = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_endpoint", meet]
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda _: _torchrun(options, run_id, files, **knobs), range(2)))
+
+
+def _torchrun(options, run_id, files, **knobs):
+    """Its processes find the tests' own modules too."""
+    command = [sys.executable, "-m", "torch.distributed.run", *options]
     command += ["-m", "monai.bundle", "run", run_id, "--config_file", str(files)]
     for name, value in knobs.items():
         command += [f"--{name}", str(value)]

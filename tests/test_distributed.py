@@ -9,7 +9,7 @@ import monai.bundle
 import numpy as np
 import pytest
 import torch
-from bundle_data import SMALL_BUDGET, SMALL_NETWORK_2D, files_of, two_processes, write_data
+from bundle_data import SMALL_BUDGET, SMALL_NETWORK_2D, files_of, two_nodes, two_processes, write_data
 from PIL import Image
 
 BUDGET = {**SMALL_BUDGET, **SMALL_NETWORK_2D, "epochs": 2, "iterations_per_epoch": 3, "balanced_share": 0.5}
@@ -35,6 +35,18 @@ def test_two_processes_train_what_one_trains_from_the_same_batches(root):
     for name, value in one["network"].items():
         torch.testing.assert_close(two["network"][name], value, atol=1e-5, rtol=1e-5)
     assert sorted(os.listdir(root / "one")) == sorted(os.listdir(root / "two"))
+
+
+def test_two_nodes_train_what_one_process_trains(root):
+    files = files_of("train.yaml", "folder_2d.yaml", "multi_gpu_train.yaml")
+    nodes = two_nodes("training", files, dataset_dir=root / "data", output_dir=root / "nodes", **BUDGET)
+    assert [node.returncode for node in nodes] == [0, 0], nodes[0].stderr + nodes[1].stderr
+    # one of the two machines, whichever came first, printed and wrote
+    assert sorted(node.stdout.count("Key metric: val_mean_dice best value") for node in nodes) == [0, 2]
+    one, two = (torch.load(root / name / "last.pt", weights_only=True) for name in ("one", "nodes"))
+    assert one["epoch"] == two["epoch"] == 2
+    for name, value in one["network"].items():
+        torch.testing.assert_close(two["network"][name], value, atol=1e-5, rtol=1e-5)
 
 
 def test_scores_and_losses_of_two_processes_are_those_of_all_cases(root):

@@ -1,4 +1,4 @@
-"""HRNet as a network of the bundle: around the backbone of timm where that can be installed, else around a small one."""
+"""HRNet as a network of the bundle: around timm's backbone where that can be installed, and around a small one."""
 
 from __future__ import annotations
 
