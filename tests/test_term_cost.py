@@ -56,14 +56,33 @@ def test_a_loss_that_takes_time_is_found_and_both_see_the_same_patches(tmp_path)
         measure_term(trainer, Dataset(data), flip, flip, loss("without", 0), batch_size=2, rounds=1)
 
 
-def test_bundle_command_writes_the_pairs(tmp_path, capsys):
+def test_bundle_command_writes_the_pairs_from_trained_weights(tmp_path, capsys):
+    data = str(write_data("topcow", tmp_path / "data"))
+    budget = {**SMALL_BUDGET, **SMALL_NETWORK, "iterations_per_epoch": 4, "spacing": [1.0, 1.0, 1.0]}
     monai.bundle.run(
-        run_id="weighing",
-        config_file=files_of("train.yaml", "profiling.yaml"),
-        dataset_dir=str(write_data("topcow", tmp_path / "data")),
-        output_dir=str(tmp_path / "cost"),
-        **{**SMALL_BUDGET, **SMALL_NETWORK, "iterations_per_epoch": 4, "spacing": [1.0, 1.0, 1.0]},
-        rounds=2,
+        run_id="training",
+        config_file=files_of("train.yaml"),
+        dataset_dir=data,
+        output_dir=str(tmp_path / "run"),
+        **budget,
     )
-    assert "with skeleton recall" in capsys.readouterr().out
+    capsys.readouterr()
+
+    def weigh(weights):
+        monai.bundle.run(
+            run_id="weighing",
+            config_file=files_of("train.yaml", "pieces.yaml", "profiling.yaml"),
+            dataset_dir=data,
+            output_dir=str(tmp_path / "cost"),
+            **budget,
+            rounds=2,
+            start_from=str(tmp_path / "run" / weights),
+        )
+
+    weigh("last.pt")
+    printed = capsys.readouterr().out
+    assert "s with the whole loss and" in printed and "2 pairs" in printed
     assert len((tmp_path / "cost" / "term_cost.csv").read_text().splitlines()) == 3
+    with pytest.raises(Exception) as caught:
+        weigh("nothing.pt")
+    assert "is not there; name model.pt or last.pt of a run" in str(caught.value.__cause__ or caught.value)
