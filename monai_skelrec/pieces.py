@@ -314,15 +314,17 @@ def _is_alone(predicted: _Entries, is_right: np.ndarray, spatial: tuple[int, ...
 def _is_far(predicted: _Entries, is_right: np.ndarray, wanted: np.ndarray, tolerance: int) -> np.ndarray:
     """Whether each predicted entry is farther than ``tolerance`` from its label."""
     left = np.flatnonzero(~is_right)
-    offsets = [np.array(step) for step in product(range(-tolerance, tolerance + 1), repeat=len(predicted.voxel))]
+    # with a frame of nothing around it, every neighbour of a voxel is a fixed number of voxels away
+    framed = np.pad(wanted, [(0, 0), (0, 0), *[(tolerance, tolerance)] * len(predicted.voxel)])
+    place = predicted.channel if wanted.shape[1] > 1 else np.zeros_like(predicted.channel)
+    axes = (predicted.item, place, *(axis + tolerance for axis in predicted.voxel))
+    values, here = framed.ravel(), np.ravel_multi_index(axes, framed.shape)
+    offsets = np.array(list(product(range(-tolerance, tolerance + 1), repeat=len(predicted.voxel))))
+    steps = offsets @ (np.array(framed.strides[2:]) // framed.itemsize)
     for distance in range(1, tolerance + 1):
-        is_near = np.zeros(len(left), dtype=bool)
-        entries = predicted.where(left)
-        for offset in offsets:
-            if np.abs(offset).sum() == distance:
-                # at the border this looks at a voxel that is nearer
-                there = (np.clip(v + d, 0, n - 1) for v, d, n in zip(entries.voxel, offset, wanted.shape[2:]))
-                is_near |= entries._replace(voxel=tuple(there)).read(wanted) == entries.channel + 1
+        is_near, at, own = np.zeros(len(left), dtype=bool), here[left], predicted.channel[left] + 1
+        for step in steps[np.abs(offsets).sum(1) == distance].tolist():
+            is_near |= values[at + step] == own
         left = left[~is_near]
     is_far = np.zeros(len(is_right), dtype=bool)
     is_far[left] = True

@@ -129,7 +129,9 @@ def write_term_cost(cost: TermCost, output_dir: str | Path) -> str:
     text = "\n".join(["with_s,without_s", *lines, ""])
     replace(folder / "term_cost.csv", lambda beside: beside.write_text(text, encoding="utf-8"))
     low, high = cost.interval()
-    times = f"{cost.with_term.mean():.3f} s with the whole loss and {cost.without.mean():.3f} s with Dice and cross-entropy"
+    times = (
+        f"{cost.with_term.mean():.3f} s with the whole loss and {cost.without.mean():.3f} s with Dice and cross-entropy"
+    )
     return (
         f"A whole training step takes {times}, {cost.ratio:.3f} times ({low:.3f} to {high:.3f} with 95 % confidence, "
         f"{len(cost.without)} pairs)."

@@ -36,5 +36,7 @@ def log_probabilities(
     """
     if sigmoid:
         return F.logsigmoid(input[(item, channel, *voxel)].double())
-    logits = input.movedim(1, -1)[(item, *voxel)].double()
+    # indexed where they lie, channels too: the gradient of a view of them would be laid out as nobody else's is
+    classes = torch.arange(input.shape[1], device=input.device)
+    logits = input[(item[:, None], classes, *(axis[:, None] for axis in voxel))].double()
     return torch.log_softmax(logits, 1).gather(1, channel[:, None])[:, 0]
