@@ -112,12 +112,12 @@ class MirroringInferer(SlidingWindowInferer):
         *args: Any,
         mirror_axes: Sequence[int] = (),
         class_names: Sequence[str] = (),
-        mirror_pairs: Sequence[Sequence[str]] = (),
+        mirror_pairs: Sequence[Sequence[str]] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.mirror_axes = tuple(mirror_axes)
-        self.pairs = pair_indices(class_names, mirror_pairs)
+        self.pairs = pair_indices(class_names, mirror_pairs) if SIDE_AXIS in self.mirror_axes else {}
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """

@@ -155,12 +155,18 @@ def compare_losses(
             else:
                 done.result()
     for loss in losses if cost_steps > 0 else ():
-        # of trained weights: what a term costs may depend on how much of the prediction is wrong
-        trained = _run_of(folder, _Job(loss, seeds[0], compared_folds[0])) / LAST
-        if trained.is_file() and not (folder / loss / COST).is_file():
+        if not (folder / loss / COST).is_file():
+            # what a term costs may depend on how much of the prediction is wrong
+            trained = [_run_of(folder, job) / LAST for job in jobs if job.loss == loss]
+            trained = [weights for weights in trained if weights.is_file()]
+            if not trained:
+                logging.getLogger(__name__).warning(
+                    f"the cost of {loss} is not measured: none of its runs has weights."
+                )
+                continue
             files = [configs / "train.yaml", folder / CONFIG, folder / loss / "loss.yaml", configs / "profiling.yaml"]
             knobs = {"iterations_per_epoch": cost_steps, "output_dir": folder / loss, "fold": compared_folds[0]}
-            knobs["start_from"] = str(trained)
+            knobs["start_from"] = str(trained[0])
             run_child(
                 "costing",
                 files,

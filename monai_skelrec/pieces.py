@@ -315,7 +315,7 @@ def _is_far(predicted: _Entries, is_right: np.ndarray, wanted: np.ndarray, toler
     """Whether each predicted entry is farther than ``tolerance`` from its label."""
     left = np.flatnonzero(~is_right)
     # with a frame of nothing around it, every neighbour of a voxel is a fixed number of voxels away
-    framed = np.pad(wanted, [(0, 0), (0, 0), *[(tolerance, tolerance)] * len(predicted.voxel)])
+    framed = np.ascontiguousarray(np.pad(wanted, [(0, 0), (0, 0), *[(tolerance, tolerance)] * len(predicted.voxel)]))
     place = predicted.channel if wanted.shape[1] > 1 else np.zeros_like(predicted.channel)
     axes = (predicted.item, place, *(axis + tolerance for axis in predicted.voxel))
     values, here = framed.ravel(), np.ravel_multi_index(axes, framed.shape)

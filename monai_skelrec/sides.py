@@ -23,9 +23,8 @@ __all__ = [
     "swap_sides",
 ]
 
-SIDE_AXIS = (
-    0  # spatial axis from one side to the other, of a scan in RAS, and of a picture as MONAI's PILReader gives it
-)
+# spatial axis from one side to the other, of a scan in RAS, and of a picture as MONAI's PILReader gives it
+SIDE_AXIS = 0
 
 
 def side_pairs(class_names: Sequence[str]) -> dict[int, int]:
@@ -51,18 +50,20 @@ def side_pairs(class_names: Sequence[str]) -> dict[int, int]:
     }
 
 
-def pair_indices(class_names: Sequence[str], mirror_pairs: Sequence[Sequence[str]]) -> dict[int, int]:
+def pair_indices(class_names: Sequence[str], mirror_pairs: Sequence[Sequence[str]] | None) -> dict[int, int]:
     """Find the indices of classes that change places in a mirror image.
 
     Args:
         class_names: background first.
-        mirror_pairs: two names each. A pair neither of whose classes is there belongs to another task, and is left out.
+        mirror_pairs: two names each; None or empty: none. A pair neither of whose classes is there belongs to another
+            task, and is left out.
 
     Returns:
         For the index of each such class the partner's; both ways.
 
     Raises:
-        ValueError: when an entry is no pair, only one of its names is a class, or a class stands in two places.
+        ValueError: when an entry is no pair, only one of its names is a class, one is the background, a class stands in
+            two places, or no class is named at all.
 
     Example:
         >>> pair_indices(["background", "BA", "R-PCA", "L-PCA"], [["R-PCA", "L-PCA"], ["R-ICA", "L-ICA"]])
@@ -70,18 +71,18 @@ def pair_indices(class_names: Sequence[str], mirror_pairs: Sequence[Sequence[str
     """
     names = list(class_names)
     pairs: dict[int, int] = {}
-    for pair in mirror_pairs:
+    for pair in mirror_pairs or ():
         there = [name for name in pair if name in names]
-        if isinstance(pair, str) or len(pair) != 2 or len(there) == 1:
+        if isinstance(pair, str) or len(pair) != 2 or len(there) == 1 or set(names[:1]) & set(there) or not names:
             raise ValueError(
-                f"mirror_pairs must be pairs of class names, such as [[R-PCA, L-PCA]], got {pair}; the classes are "
-                f"{', '.join(names)}."
+                f"mirror_pairs must be pairs of classes that change places in a mirror image, got {pair}; the classes "
+                f"are {', '.join(names) or 'not named'}. Name theirs, or none with --mirror_pairs '[]'."
             )
         if there:
             first, second = map(names.index, there)
             if first == second or {first, second} & pairs.keys():
                 raise ValueError(
-                    f"mirror_pairs must hold each class once, got {[list(each) for each in mirror_pairs]}."
+                    f"mirror_pairs must hold each class once, got {[list(each) for each in mirror_pairs or ()]}."
                 )
             pairs[first], pairs[second] = second, first
     return pairs
@@ -139,7 +140,7 @@ class RandFlipSidesd(RandFlipd):
         keys: KeysCollection,
         label_keys: KeysCollection,
         class_names: Sequence[str],
-        mirror_pairs: Sequence[Sequence[str]],
+        mirror_pairs: Sequence[Sequence[str]] | None,
         prob: float = 0.1,
         allow_missing_keys: bool = False,
         lazy: bool = False,
@@ -148,7 +149,8 @@ class RandFlipSidesd(RandFlipd):
         self.label_keys = ensure_tuple(label_keys)
         if not set(self.label_keys) <= set(self.keys):
             raise ValueError(f"label_keys must be among keys {list(self.keys)}, got {list(self.label_keys)}.")
-        self.pairs = pair_indices(class_names, mirror_pairs)
+        # pairs that do not fit harm nobody who does not flip
+        self.pairs = pair_indices(class_names, mirror_pairs) if prob > 0 else {}
 
     def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
         """

@@ -36,7 +36,8 @@ def log_probabilities(
     """
     if sigmoid:
         return F.logsigmoid(input[(item, channel, *voxel)].double())
-    # indexed where they lie, channels too: the gradient of a view of them would be laid out as nobody else's is
+    # channels are indexed too: the gradient of a view with channels last would have its strides, and adding it to the
+    # gradients of other terms would take longer than all of this
     classes = torch.arange(input.shape[1], device=input.device)
     logits = input[(item[:, None], classes, *(axis[:, None] for axis in voxel))].double()
     return torch.log_softmax(logits, 1).gather(1, channel[:, None])[:, 0]

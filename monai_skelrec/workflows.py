@@ -45,6 +45,7 @@ __all__ = [
     "running_config",
     "running_workflow",
     "show_root_cause",
+    "tell_sides",
     "write_yaml",
 ]
 
@@ -205,7 +206,7 @@ def check_plan(
     class_names: Sequence[str],
     label_values: Sequence[int],
     mirror_axes: Sequence[int],
-    mirror_pairs: Sequence[Sequence[str]],
+    mirror_pairs: Sequence[Sequence[str]] | None,
 ) -> None:
     """Refuse facts of a task that contradict each other.
 
@@ -218,8 +219,7 @@ def check_plan(
         class_names: background first.
         label_values: on disk, one for each class name, background first.
         mirror_axes: that are flipped.
-        mirror_pairs: classes that change places along axis 0. Classes whose names differ by their side only, and which
-            axis 0 mirrors without being a pair, are named in a warning: they may be each other's mirror image.
+        mirror_pairs: classes that change places along axis 0.
 
     Raises:
         ValueError: naming the facts that do not fit.
@@ -240,10 +240,31 @@ def check_plan(
             f"got {list(label_values)}."
         )
     mirror_images(mirror_axes, spatial_dims)
+    if SIDE_AXIS in mirror_axes:
+        pair_indices(class_names, mirror_pairs)
+
+
+def tell_sides(
+    class_names: Sequence[str], mirror_axes: Sequence[int], mirror_pairs: Sequence[Sequence[str]] | None
+) -> None:
+    """Log which classes change places where scans are mirrored from side to side, and warn of those that might.
+
+    Those are classes whose names differ by their side only, and which are no pair.
+
+    Args:
+        class_names: background first.
+        mirror_axes: that are flipped.
+        mirror_pairs: classes that change places along axis 0.
+    """
+    if SIDE_AXIS not in mirror_axes:
+        return
     pairs = pair_indices(class_names, mirror_pairs)
+    changing = [f"{class_names[one]} and {class_names[other]}" for one, other in pairs.items() if one < other]
+    log = logging.getLogger(__name__)
+    log.info(f"Mirrored from side to side; classes that change places then: {', '.join(changing) or 'none'}.")
     unpaired = [class_names[index] for index in side_pairs(class_names) if index not in pairs]
-    if SIDE_AXIS in mirror_axes and unpaired:
-        logging.getLogger(__name__).warning(
+    if unpaired:
+        log.warning(
             f"Scans are mirrored from side to side (mirror_axes holds {SIDE_AXIS}), where {', '.join(unpaired)} keep "
             "their names. If they are each other's mirror image, name them in mirror_pairs, or leave the axis out."
         )
@@ -320,9 +341,16 @@ def open_run(output_dir: str, resume: bool = False) -> None:
 
 
 def _without_download(network_def: Any) -> Any:
-    """A network whose weights are in the run, and that needs no others to begin with."""
-    pretrained = isinstance(network_def, Mapping) and network_def.get("pretrained")
-    return {**network_def, "pretrained": False} if pretrained else network_def
+    """A network whose weights are in the run, and that needs no others to begin with.
+
+    What an expression builds (``$...``) is left as it is.
+    """
+    if isinstance(network_def, Mapping):
+        return {
+            key: False if key == "pretrained" and value is True else _without_download(value)
+            for key, value in network_def.items()
+        }
+    return [_without_download(item) for item in network_def] if isinstance(network_def, list) else network_def
 
 
 def _refuse_other_facts(folder: Path, facts: Mapping[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -74,12 +73,10 @@ def two_processes(run_id, files, **knobs):
     return _torchrun(["--standalone", "--nproc_per_node", "2"], run_id, files, **knobs)
 
 
-def two_nodes(run_id, files, **knobs):
-    """A run of two machines with a process each, both of which are this one."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        meet = f"127.0.0.1:{free.getsockname()[1]}"
-    options = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_endpoint", meet]
+def two_nodes(run_id, files, meeting, **knobs):
+    """A run of two machines with a process each, both of which are this one; they meet at a file, not at a port."""
+    options = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_conf", "store_type=file"]
+    options += ["--local_addr", "127.0.0.1", "--rdzv_endpoint", str(meeting)]
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(lambda _: _torchrun(options, run_id, files, **knobs), range(2)))
 

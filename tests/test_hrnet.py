@@ -61,7 +61,7 @@ def test_package_does_not_load_it(tmp_path):
     paths = os.pathsep.join([str(tmp_path), str(ROOT)])
     command = [sys.executable, "-c", "import monai_skelrec; import timm"]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True)
-    assert done.stderr.strip() == "timm was loaded"
+    assert done.stderr.strip().endswith("timm was loaded")
     done = subprocess.run(
         [*command[:2], "import monai_skelrec; print('fine')"], env={**os.environ, "PYTHONPATH": paths}
     )

@@ -216,6 +216,13 @@ def test_equals_a_plain_count_with_scipy(spatial, n_classes, tolerance, margin):
     expected = np.mean([by_scipy(*each, tolerance, margin) for each in zip(p, label, tube, strict=True)])
     assert 0.05 < expected < 0.95
     assert piece_error(input, *target, tolerance, margin).item() == pytest.approx(expected, abs=1e-9)
+    # however label and tube lie in memory
+    turned = [each.movedim(2, -1).contiguous().movedim(-1, 2) for each in target]
+    assert not turned[0].is_contiguous()
+    assert piece_error(input, *turned, tolerance, margin).item() == pytest.approx(expected, abs=1e-9)
+    first = [torch.from_numpy(np.asfortranarray(each[:1].numpy())) for each in target]
+    alone = by_scipy(p[0], label[0], tube[0], tolerance, margin)
+    assert piece_error(input[:1], *first, tolerance, margin).item() == pytest.approx(alone, abs=1e-9)
 
 
 # --- beside a loss ---------------------------------------------------------------------------------------------------

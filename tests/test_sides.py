@@ -35,20 +35,20 @@ def test_sides_are_told_by_whole_words():
 
 def test_pairs_of_other_tasks_are_left_out():
     assert pair_indices(NAMES, [["L-ICA", "R-ICA"], ["left canal", "right canal"]]) == {2: 3, 3: 2}
-    assert pair_indices(["background", "vessel"], PAIRS) == {}
+    assert pair_indices(["background", "vessel"], PAIRS) == pair_indices(NAMES, None) == {}
+    with pytest.raises(ValueError, match="the classes are not named"):
+        pair_indices([], PAIRS)
 
 
 @pytest.mark.parametrize(
     "pairs, message",
     [
-        (
-            [["R-ICA", "L-PCA"]],
-            r"must be pairs of class names, .* got \['R-ICA', 'L-PCA'\]; the classes are background",
-        ),
-        ([["R-ICA"]], r"must be pairs of class names, .* got \['R-ICA'\]"),
-        (["BA"], "must be pairs of class names, .* got BA"),
+        ([["R-ICA", "L-PCA"]], r"must be pairs of classes .* got \['R-ICA', 'L-PCA'\]; the classes are background"),
+        ([["R-ICA"]], r"must be pairs of classes .* got \['R-ICA'\]"),
+        (["BA"], "must be pairs of classes .* got BA"),
         ([["R-ICA", "L-ICA"], ["BA", "R-ICA"]], "must hold each class once"),
         ([["BA", "BA"]], "must hold each class once"),
+        ([["background", "BA"]], r"got \['background', 'BA'\]"),
     ],
 )
 def test_pairs_that_do_not_fit_are_refused(pairs, message):

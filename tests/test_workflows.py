@@ -191,13 +191,25 @@ def test_plan_that_contradicts_itself_is_refused(change, message):
         workflows.check_plan(**PLAN | change)
 
 
+def test_pairs_are_looked_at_only_where_sides_are_mirrored():
+    half = {"class_names": ["background", "R-ICA"]}
+    workflows.check_plan(**PLAN | half | {"mirror_axes": [1]})
+    with pytest.raises(ValueError, match="Name theirs, or none with --mirror_pairs"):
+        workflows.check_plan(**PLAN | half)
+    workflows.check_plan(**PLAN | half | {"mirror_pairs": None})
+
+
 def test_classes_that_a_mirror_image_would_mix_up_are_named(caplog):
-    sides = {"class_names": ["background", "left lung", "right lung", "aorta"], "label_values": [0, 1, 2, 3]}
-    workflows.check_plan(**PLAN | sides | {"mirror_axes": [1]})
-    workflows.check_plan(**PLAN | sides | {"mirror_pairs": [["left lung", "right lung"]]})
+    names = ["background", "left lung", "right lung", "aorta"]
+    caplog.set_level("INFO")
+    workflows.tell_sides(names, [1], None)
     assert caplog.messages == []
-    workflows.check_plan(**PLAN | sides)
-    (message,) = caplog.messages
+    workflows.tell_sides(names, [0, 1], [["left lung", "right lung"]])
+    assert caplog.messages == ["Mirrored from side to side; classes that change places then: left lung and right lung."]
+    caplog.clear()
+    workflows.tell_sides(names, [0], None)
+    first, message = caplog.messages
+    assert first.endswith("change places then: none.")
     assert "where left lung, right lung keep their names" in message and "name them in mirror_pairs" in message
 
 
