@@ -117,7 +117,7 @@ class MirroringInferer(SlidingWindowInferer):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.mirror_axes = tuple(mirror_axes)
-        self.pairs = pair_indices(class_names, mirror_pairs) if SIDE_AXIS in self.mirror_axes else {}
+        self.pairs = pair_indices(class_names, mirror_pairs, self.mirror_axes)
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -173,9 +173,13 @@ class _Entries(NamedTuple):
         """Those ``chosen``, by booleans, their numbers or a slice."""
         return _Entries(self.item[chosen], self.channel[chosen], tuple(axis[chosen] for axis in self.voxel))
 
+    def places(self, values: np.ndarray) -> tuple[Any, ...]:
+        """Where they lie in an array of shape BMH[WD]; M may be 1."""
+        return (self.item, self.channel if values.shape[1] > 1 else 0, *self.voxel)
+
     def read(self, values: np.ndarray) -> np.ndarray:
-        """What an array of shape BMH[WD] holds there; M may be 1."""
-        read: np.ndarray = values[(self.item, self.channel if values.shape[1] > 1 else 0, *self.voxel)]
+        """What such an array holds there."""
+        read: np.ndarray = values[self.places(values)]
         return read
 
     def tensors(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
@@ -316,9 +320,8 @@ def _is_far(predicted: _Entries, is_right: np.ndarray, wanted: np.ndarray, toler
     left = np.flatnonzero(~is_right)
     # with a frame of nothing around it, every neighbour of a voxel is a fixed number of voxels away
     framed = np.ascontiguousarray(np.pad(wanted, [(0, 0), (0, 0), *[(tolerance, tolerance)] * len(predicted.voxel)]))
-    place = predicted.channel if wanted.shape[1] > 1 else np.zeros_like(predicted.channel)
-    axes = (predicted.item, place, *(axis + tolerance for axis in predicted.voxel))
-    values, here = framed.ravel(), np.ravel_multi_index(axes, framed.shape)
+    within = predicted._replace(voxel=tuple(axis + tolerance for axis in predicted.voxel))
+    values, here = framed.ravel(), np.ravel_multi_index(within.places(framed), framed.shape)
     offsets = np.array(list(product(range(-tolerance, tolerance + 1), repeat=len(predicted.voxel))))
     steps = offsets @ (np.array(framed.strides[2:]) // framed.itemsize)
     for distance in range(1, tolerance + 1):

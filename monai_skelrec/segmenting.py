@@ -50,7 +50,7 @@ class Segmenter:
         spacing: of the network's grid in mm; None: each scan's own.
         intensity: MONAI dictionary transform of the key "image", applied on the network's grid; None: none.
         mirror_axes: test-time augmentation by flips; empty: none.
-        mirror_pairs: classes that change places along axis 0, see :py:func:`monai_skelrec.sides.pair_indices`.
+        pairs: classes that change places along axis 0, see :py:func:`monai_skelrec.sides.pair_indices`.
         max_memory_gb: bound on the arrays of one scan, see :py:class:`monai_skelrec.memory_plans.Plan`; None: no bound.
     """
 
@@ -63,7 +63,7 @@ class Segmenter:
         spacing: Sequence[float] | None = None,
         intensity: Callable[[Any], Any] | None = None,
         mirror_axes: Sequence[int] = (),
-        mirror_pairs: Mapping[int, int] | None = None,
+        pairs: Mapping[int, int] | None = None,
         max_memory_gb: float | None = None,
     ) -> None:
         self.network = network
@@ -72,7 +72,7 @@ class Segmenter:
         self.spacing = spacing
         self.intensity = intensity
         self.mirror_axes = tuple(mirror_axes)
-        self.mirror_pairs = mirror_pairs
+        self.pairs = pairs
         self.max_memory_gb = max_memory_gb
 
     def __call__(
@@ -142,7 +142,7 @@ class Segmenter:
         ready = along.high[waiting].contiguous()
         last: torch.Tensor | None = None
         done = 0
-        predict = mirrored(self.network, self.mirror_axes, self.mirror_pairs)
+        predict = mirrored(self.network, self.mirror_axes, self.pairs)
         for begin, logits in stream_logits(image, predict, self.windows, axis=plan.axis, region=region):
             end = begin + logits.shape[1]
             upto = int(torch.searchsorted(ready, end))

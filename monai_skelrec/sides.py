@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
-from monai.transforms import RandFlipd
+from monai.transforms import MapLabelValue, RandFlipd
 from monai.utils import ensure_tuple
 from monai.utils.enums import TraceKeys
 
@@ -21,6 +21,7 @@ __all__ = [
     "pair_indices",
     "side_pairs",
     "swap_sides",
+    "tell_sides",
 ]
 
 # spatial axis from one side to the other, of a scan in RAS, and of a picture as MONAI's PILReader gives it
@@ -50,13 +51,17 @@ def side_pairs(class_names: Sequence[str]) -> dict[int, int]:
     }
 
 
-def pair_indices(class_names: Sequence[str], mirror_pairs: Sequence[Sequence[str]] | None) -> dict[int, int]:
+def pair_indices(
+    class_names: Sequence[str], mirror_pairs: Sequence[Sequence[str]] | None, mirror_axes: Sequence[int] = (SIDE_AXIS,)
+) -> dict[int, int]:
     """Find the indices of classes that change places in a mirror image.
 
     Args:
         class_names: background first.
         mirror_pairs: two names each; None or empty: none. A pair neither of whose classes is there belongs to another
             task, and is left out.
+        mirror_axes: that are flipped. Without the one from side to side nothing changes places, and pairs that do not
+            fit harm nobody.
 
     Returns:
         For the index of each such class the partner's; both ways.
@@ -71,6 +76,8 @@ def pair_indices(class_names: Sequence[str], mirror_pairs: Sequence[Sequence[str
     """
     names = list(class_names)
     pairs: dict[int, int] = {}
+    if SIDE_AXIS not in mirror_axes:
+        return pairs
     for pair in mirror_pairs or ():
         there = [name for name in pair if name in names]
         if isinstance(pair, str) or len(pair) != 2 or len(there) == 1 or set(names[:1]) & set(there) or not names:
@@ -88,6 +95,32 @@ def pair_indices(class_names: Sequence[str], mirror_pairs: Sequence[Sequence[str
     return pairs
 
 
+def tell_sides(
+    class_names: Sequence[str], mirror_axes: Sequence[int], mirror_pairs: Sequence[Sequence[str]] | None
+) -> None:
+    """Log which classes change places where scans are mirrored from side to side, and warn of those that might.
+
+    Those are classes whose names differ by their side only, and which are no pair.
+
+    Args:
+        class_names: background first.
+        mirror_axes: that are flipped.
+        mirror_pairs: classes that change places along axis 0.
+    """
+    if SIDE_AXIS not in mirror_axes:
+        return
+    pairs = pair_indices(class_names, mirror_pairs)
+    changing = [f"{class_names[one]} and {class_names[other]}" for one, other in pairs.items() if one < other]
+    log = logging.getLogger(__name__)
+    log.info(f"Mirrored from side to side; classes that change places then: {', '.join(changing) or 'none'}.")
+    unpaired = [class_names[index] for index in side_pairs(class_names) if index not in pairs]
+    if unpaired:
+        log.warning(
+            f"Scans are mirrored from side to side (mirror_axes holds {SIDE_AXIS}), where {', '.join(unpaired)} keep "
+            "their names. If they are each other's mirror image, name them in mirror_pairs, or leave the axis out."
+        )
+
+
 def swap_sides(label: torch.Tensor, pairs: Mapping[int, int]) -> torch.Tensor:
     """Give each class of a pair the index of its partner.
 
@@ -98,11 +131,8 @@ def swap_sides(label: torch.Tensor, pairs: Mapping[int, int]) -> torch.Tensor:
     Returns:
         A copy, of the same type; classes without a partner, and values that are no class, as they were.
     """
-    plain = label.as_tensor() if isinstance(label, MetaTensor) else label
-    swapped = label.clone()
-    values = swapped.as_tensor() if isinstance(swapped, MetaTensor) else swapped
-    for index, partner in pairs.items():
-        values.masked_fill_(plain == index, partner)
+    dtype: Any = label.dtype  # MONAI takes PyTorch's, which its annotation leaves out
+    swapped: torch.Tensor = MapLabelValue(list(pairs), list(pairs.values()), dtype=dtype)(label)
     return swapped
 
 

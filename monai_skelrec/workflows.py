@@ -30,7 +30,7 @@ from .files import replace
 from .inferers import mirror_images
 from .locks import hold_folder
 from .processes import is_first
-from .sides import SIDE_AXIS, pair_indices, side_pairs
+from .sides import pair_indices
 
 __all__ = [
     "FACTS",
@@ -45,7 +45,6 @@ __all__ = [
     "running_config",
     "running_workflow",
     "show_root_cause",
-    "tell_sides",
     "write_yaml",
 ]
 
@@ -240,34 +239,7 @@ def check_plan(
             f"got {list(label_values)}."
         )
     mirror_images(mirror_axes, spatial_dims)
-    if SIDE_AXIS in mirror_axes:
-        pair_indices(class_names, mirror_pairs)
-
-
-def tell_sides(
-    class_names: Sequence[str], mirror_axes: Sequence[int], mirror_pairs: Sequence[Sequence[str]] | None
-) -> None:
-    """Log which classes change places where scans are mirrored from side to side, and warn of those that might.
-
-    Those are classes whose names differ by their side only, and which are no pair.
-
-    Args:
-        class_names: background first.
-        mirror_axes: that are flipped.
-        mirror_pairs: classes that change places along axis 0.
-    """
-    if SIDE_AXIS not in mirror_axes:
-        return
-    pairs = pair_indices(class_names, mirror_pairs)
-    changing = [f"{class_names[one]} and {class_names[other]}" for one, other in pairs.items() if one < other]
-    log = logging.getLogger(__name__)
-    log.info(f"Mirrored from side to side; classes that change places then: {', '.join(changing) or 'none'}.")
-    unpaired = [class_names[index] for index in side_pairs(class_names) if index not in pairs]
-    if unpaired:
-        log.warning(
-            f"Scans are mirrored from side to side (mirror_axes holds {SIDE_AXIS}), where {', '.join(unpaired)} keep "
-            "their names. If they are each other's mirror image, name them in mirror_pairs, or leave the axis out."
-        )
+    pair_indices(class_names, mirror_pairs, mirror_axes)
 
 
 def check_checkpoint(path: str, network: torch.nn.Module) -> None:

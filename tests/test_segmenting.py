@@ -149,11 +149,11 @@ def test_mirroring_changes_the_label_map_of_a_network_that_is_not_symmetric():
     plain, flipped = (segmenter(net, None, mirror_axes=axes)(lambda: scan).labels for axes in ((), (0, 1)))
     assert (plain != flipped).any()
     pairs = {1: 2, 2: 1}
-    sided = segmenter(net, None, mirror_axes=(0,), mirror_pairs=pairs)(lambda: scan).labels
+    sided = segmenter(net, None, mirror_axes=(0,), pairs=pairs)(lambda: scan).labels
     assert (sided != segmenter(net, None, mirror_axes=(0,))(lambda: scan).labels).any()
     # of a scan that is its own mirror image, a left class is found where a right one is
     image = scan.image + scan.image.flip(1)
-    same = segmenter(net, None, mirror_axes=(0,), mirror_pairs=pairs)(lambda: Loaded(image, scan.affine, [])).labels
+    same = segmenter(net, None, mirror_axes=(0,), pairs=pairs)(lambda: Loaded(image, scan.affine, [])).labels
     assert np.array_equal(np.array([0, 2, 1, 3])[same[::-1]], same) and {1, 2} & set(np.unique(same))
 
 

@@ -11,6 +11,7 @@ import yaml
 from monai.bundle import ConfigWorkflow
 
 from monai_skelrec import workflows
+from monai_skelrec.sides import tell_sides
 
 CONFIG = """
 epochs: 10
@@ -202,12 +203,12 @@ def test_pairs_are_looked_at_only_where_sides_are_mirrored():
 def test_classes_that_a_mirror_image_would_mix_up_are_named(caplog):
     names = ["background", "left lung", "right lung", "aorta"]
     caplog.set_level("INFO")
-    workflows.tell_sides(names, [1], None)
+    tell_sides(names, [1], None)
     assert caplog.messages == []
-    workflows.tell_sides(names, [0, 1], [["left lung", "right lung"]])
+    tell_sides(names, [0, 1], [["left lung", "right lung"]])
     assert caplog.messages == ["Mirrored from side to side; classes that change places then: left lung and right lung."]
     caplog.clear()
-    workflows.tell_sides(names, [0], None)
+    tell_sides(names, [0], None)
     first, message = caplog.messages
     assert first.endswith("change places then: none.")
     assert "where left lung, right lung keep their names" in message and "name them in mirror_pairs" in message
