@@ -30,29 +30,28 @@ class PieceErrorLoss(_Loss):
     r"""Any loss of this package plus the share of pieces that are wrong.
 
     .. math::
-        L + ramp \cdot \lambda_{pieces}\, \bar p^2\, E
+        L + ramp \cdot \lambda_{pieces}\, E
 
     with :math:`E` of :py:func:`piece_error`. Dice, cross-entropy and skeleton recall count voxels, so a gap of two
     voxels or a speck of five hardly counts; the errors of Betti numbers are made of them. The term is for the
     full-resolution head; ``loss`` may be a :py:class:`monai_skelrec.TubeDeepSupervisionLoss`, which sees all heads.
-
-    :math:`\bar p` is the mean probability along all centrelines of the batch, without gradient, and 1 where there are
-    none. Where a network sees little of the vessels, its pieces are mostly false, and to predict nothing would be the
-    quickest way to be rid of them; the term steps back there, further with everything that goes, and the voxel-wise
-    terms bring the vessels back. That is also why it waits for ``warm_up``.
+    Pieces are of use once a network finds most of the vessels: set ``warm_up``. Where it never does, most of what it
+    predicts is false, and to predict nothing is the quickest way to be rid of that: set ``balanced``, for which
+    :math:`E` is multiplied by :math:`\bar p^2` too, the squared mean probability along all centrelines of the batch,
+    without gradient, and 1 where there are none. The term steps back, further with everything that goes.
 
     Args:
         loss: Dice and cross-entropy, with or without skeleton recall.
-        lambda_pieces: weight of the term; at 0 it is not computed. At 2 a class that is missed, and one that is not
-            there, cost as much as one with Dice 0.
+        lambda_pieces: weight of the term; at 0 it is not computed.
         tolerance: see :py:func:`piece_error`.
         margin: see :py:func:`piece_error`.
         warm_up: first epochs of a training without the term; :py:class:`monai_skelrec.handlers.WarmUp` counts them.
         sigmoid: independent channels instead of exclusive classes, as in ``loss``.
         ignore_index: label of voxels that no term counts, as in ``loss``.
+        balanced: see above and :py:func:`piece_error`.
 
     Attributes:
-        terms: those of ``loss``, and ``piece_error``, :math:`E`, before it is weighted, without gradient.
+        terms: those of ``loss``, and ``piece_error`` before it is weighted, without gradient.
         ramp: from 0 to 1, set by :py:class:`monai_skelrec.handlers.WarmUp`; at 0 the term is not computed.
 
     Raises:
@@ -63,12 +62,13 @@ class PieceErrorLoss(_Loss):
     def __init__(
         self,
         loss: torch.nn.Module,
-        lambda_pieces: float = 2.0,
+        lambda_pieces: float = 1.0,
         tolerance: int = 4,
         margin: float = 0.3,
         warm_up: int = 0,
         sigmoid: bool = False,
         ignore_index: int | None = None,
+        balanced: bool = False,
     ) -> None:
         super().__init__()
         for name, value in {"lambda_pieces": lambda_pieces, "tolerance": tolerance, "warm_up": warm_up}.items():
@@ -86,6 +86,7 @@ class PieceErrorLoss(_Loss):
         self.lambda_pieces = float(lambda_pieces)
         self.tolerance = tolerance
         self.margin = float(margin)
+        self.balanced = balanced
         self.warm_up = warm_up
         self.sigmoid = sigmoid
         self.ignore_index = ignore_index
@@ -112,9 +113,11 @@ class PieceErrorLoss(_Loss):
             head = head.as_tensor() if isinstance(head, MetaTensor) else head
             channels = head.shape[1] if self.sigmoid and target.shape[1] == 2 * head.shape[1] else 1
             label, tube = target[:, :channels], target[:, channels:]
-            term, seen = _error(head, label, tube, self.tolerance, self.margin, self.sigmoid, self.ignore_index)
+            options = self.tolerance, self.margin, self.sigmoid, self.ignore_index, self.balanced
+            term, seen = _error(head, label, tube, *options)
             self.terms["piece_error"] = term.detach()
-            value = value + self.ramp * self.lambda_pieces * seen**2 * term
+            weight = self.lambda_pieces * (seen**2 if self.balanced else 1)
+            value = value + self.ramp * weight * term
         return value
 
 
@@ -126,26 +129,30 @@ def piece_error(
     margin: float = 0.3,
     sigmoid: bool = False,
     ignore_index: int | None = None,
+    balanced: bool = False,
 ) -> torch.Tensor:
-    r"""Share of pieces that are wrong, the mean of those missed and those false, each by how sure the network is of it.
+    r"""Share of pieces that are wrong, each weighted by how sure the network is of it.
 
     .. math::
-        E = \frac{1}{B} \sum_b \frac{1}{\max(1, |C_b|)} \sum_{c \in C_b} \frac12 \Big(
-        \frac{1}{|G_{bc}| + |R_{bc}|} \sum_{g \in G_{bc}} \frac{1}{|g|} \sum_{i \in g} (1 - p_{bci}) +
-        \frac{1}{|F_{bc}| + |R_{bc}|} \sum_{f \in F_{bc}} \frac{1}{|f|} \sum_{i \in f} p_{bci} \Big)
+        E = \frac{1}{B} \sum_b \frac{1}{\max(1, |C_b|)} \sum_{c \in C_b} \frac{1}{n_{bc}} \Big(
+        \sum_{g \in G_{bc}} \frac{1}{|g|} \sum_{i \in g} (1 - p_{bci}) +
+        \sum_{f \in F_{bc}} \frac{1}{|f|} \sum_{i \in f} p_{bci} \Big)
 
     Pieces are connected components, diagonal neighbours included, of three sets of voxels:
 
     - :math:`G`, **gaps**: the centreline of the tube where :math:`p < 1/2 + margin`;
-    - :math:`R`, the centreline that is found, the rest of it;
+    - the centreline that is found, the rest of it;
     - :math:`F`, **false pieces**: the prediction, :math:`p > 1/2 - margin` and of exclusive classes only the likeliest
       but background, farther than ``tolerance`` from the label; and components of the prediction that share no voxel
       with the label, however near, be they alone at :math:`p > 1/2 - margin` or where :math:`p > 1/2`.
 
-    :math:`C_b` are the classes that have any. The two halves are to pieces what recall and precision are to voxels,
-    taken from 1: a gap is set against the centreline alone, so that a thousand specks do not drown it. A gap of two
-    voxels counts as much as one of twenty, a speck as much as a false branch, a class that is not there as much as one
-    that is missed; within a piece the gradient is shared out. How thick a vessel is, is left to the other terms.
+    :math:`n_{bc}` is the number of pieces of all three, :math:`C_b` are the classes that have any. A gap of two voxels
+    counts as much as one of twenty, a speck as much as a false branch, a class that is not there as much as one that
+    is missed; within a piece the gradient is shared out. How thick a vessel is, is left to the other terms.
+
+    ``balanced`` divides the gaps by the number of pieces of the centreline, found or not, and the false pieces by the
+    number of those and of the found, so that :math:`E` is the sum of two shares, to pieces what 1 - recall and
+    1 - precision are to voxels: a thousand specks do not drown a gap then.
 
     Args:
         input: logits, shape BNH[WD].
@@ -156,11 +163,12 @@ def piece_error(
             that they do not come and go with the next step.
         sigmoid: independent channels instead of exclusive classes.
         ignore_index: label of voxels that do not count; to their neighbours they are background.
+        balanced: see above.
 
     Returns:
-        Scalar from 0 to 1, lower is better; 0 without any piece.
+        Scalar from 0 to 1, with ``balanced`` to 2, lower is better; 0 without any piece.
     """
-    return _error(input, label, tube, tolerance, margin, sigmoid, ignore_index)[0]
+    return _error(input, label, tube, tolerance, margin, sigmoid, ignore_index, balanced)[0]
 
 
 def _error(
@@ -171,11 +179,12 @@ def _error(
     margin: float,
     sigmoid: bool,
     ignore_index: int | None,
+    balanced: bool,
 ) -> tuple[torch.Tensor, float]:
     """:py:func:`piece_error`, and the mean probability along the centrelines; 1 where there are none."""
     with torch.no_grad():
         pieces = _find(input, label, tube, tolerance, margin, sigmoid, ignore_index)
-        weight = torch.from_numpy(_weights(pieces, *input.shape[:2])).to(input.device)
+        weight = torch.from_numpy(_weights(pieces, *input.shape[:2], balanced=balanced)).to(input.device)
         is_gap = torch.from_numpy(pieces.kind[pieces.piece] == _GAP).to(input.device)
     p = log_probabilities(input, *pieces.where.tensors(input.device), sigmoid).exp()
     return (torch.where(is_gap, 1 - p, p) * weight).sum().to(term_dtype(input)), pieces.seen
@@ -249,15 +258,19 @@ def _find(
     return _Pieces(items, channels, kinds_of_pieces, both.where(wrong), piece[wrong], seen)
 
 
-def _weights(pieces: _Pieces, n_items: int, n_classes: int) -> np.ndarray:
-    """Weight of each voxel of the wrong pieces, so that their sum is the mean over pieces, halves, classes and items."""
+def _weights(pieces: _Pieces, n_items: int, n_classes: int, balanced: bool) -> np.ndarray:
+    """Weight of each voxel, so that their sum is the mean over pieces, then classes that are there, then items."""
     number = np.zeros((n_items, n_classes, 3), dtype=np.int64)
     np.add.at(number, (pieces.item, pieces.channel, pieces.kind), 1)
     n_there = number.any(2).sum(1)[pieces.item]
-    own = number[pieces.item, pieces.channel]
-    of_its_half = own[:, _FOUND] + np.where(pieces.kind == _FALSE, own[:, _FALSE], own[:, _GAP])
+    among = number[pieces.item, pieces.channel]
+    if balanced:
+        other = np.where(pieces.kind == _FALSE, among[:, _GAP], among[:, _FALSE])
+        of = among.sum(1) - np.where(pieces.kind == _FOUND, 0, other)
+    else:
+        of = among.sum(1)
     size = np.bincount(pieces.piece, minlength=len(pieces.item)).clip(1)
-    return (1 / (2 * n_items * n_there * of_its_half * size))[pieces.piece]
+    return (1 / (n_items * n_there * of * size))[pieces.piece]
 
 
 def _components(entries: _Entries, part: np.ndarray, spatial: tuple[int, ...]) -> np.ndarray:

@@ -45,50 +45,54 @@ LABEL = lines(row2=1)
 
 
 @pytest.mark.parametrize(
-    "predicted, missed_and_false",
+    "predicted, expected",
     [
-        pytest.param(LABEL, (0, 0), id="perfect"),
-        pytest.param(lines(), (1, 0), id="nothing predicted: one gap and nothing else"),
-        pytest.param(at(LABEL, r2c4=0), (1 / 3, 0), id="a gap of one pixel between two pieces"),
-        pytest.param(at(LABEL, r2c3=0, r2c4=0, r2c5=0), (1 / 3, 0), id="a gap of three counts as much"),
-        pytest.param(at(LABEL, r2c2=0, r2c6=0), (2 / 5, 0), id="two gaps, three pieces"),
-        pytest.param(at(LABEL, r2c8=0), (1 / 2, 0), id="an end that is missed"),
-        pytest.param(at(LABEL, r7c4=1), (0, 1 / 2), id="a speck far away"),
-        pytest.param(lines(row2=1, row7=1), (0, 1 / 2), id="a false line counts as much"),
-        pytest.param(at(LABEL, r7c1=1, r8c2=1, r7c6=1), (0, 2 / 3), id="diagonal neighbours are one piece"),
-        pytest.param(at(LABEL, r3c4=1), (0, 0), id="touches the label"),
-        pytest.param(at(LABEL, r3c4=1, r4c4=1, r5c4=1, r6c4=1), (0, 0), id="a spur as long as the tolerance"),
-        pytest.param(at(LABEL, r3c4=1, r4c4=1, r5c4=1, r6c4=1, r7c4=1), (0, 1 / 2), id="a longer one"),
-        pytest.param(
-            lines(row3=1), (1, 1), id="near, but not touching the label: a gap and a false piece, nothing found"
-        ),
-        pytest.param(lines(row2=1, row7=2), (0, 1 / 2), id="a class that is not there, and one that is right"),
-        pytest.param(lines(row2=2), (1 / 2, 1 / 2), id="right place, wrong class: one is missed, the other false"),
+        pytest.param(LABEL, 0, id="perfect"),
+        pytest.param(lines(), 1, id="nothing predicted: one gap and nothing else"),
+        pytest.param(at(LABEL, r2c4=0), 1 / 3, id="a gap of one pixel between two pieces"),
+        pytest.param(at(LABEL, r2c3=0, r2c4=0, r2c5=0), 1 / 3, id="a gap of three counts as much"),
+        pytest.param(at(LABEL, r2c2=0, r2c6=0), 2 / 5, id="two gaps, three pieces"),
+        pytest.param(at(LABEL, r2c8=0), 1 / 2, id="an end that is missed"),
+        pytest.param(at(LABEL, r7c4=1), 1 / 2, id="a speck far away"),
+        pytest.param(lines(row2=1, row7=1), 1 / 2, id="a false line counts as much"),
+        pytest.param(at(LABEL, r7c1=1, r8c2=1, r7c6=1), 2 / 3, id="diagonal neighbours are one piece"),
+        pytest.param(at(LABEL, r3c4=1), 0, id="touches the label"),
+        pytest.param(at(LABEL, r3c4=1, r4c4=1, r5c4=1, r6c4=1), 0, id="a spur as long as the tolerance"),
+        pytest.param(at(LABEL, r3c4=1, r4c4=1, r5c4=1, r6c4=1, r7c4=1), 1 / 2, id="a longer one"),
+        pytest.param(lines(row3=1), 1, id="near, but not touching the label: a gap and a false piece, nothing found"),
+        pytest.param(lines(row2=1, row7=2), 1 / 2, id="a class that is not there, and one that is right"),
+        pytest.param(lines(row2=2), 1, id="right place, wrong class"),
     ],
 )
-def test_share_of_wrong_pieces_counted_by_hand(predicted, missed_and_false):
-    value = piece_error(logits_of(predicted), LABEL, LABEL).item()
-    assert value == pytest.approx(sum(missed_and_false) / 2, abs=1e-6)
+def test_share_of_wrong_pieces_counted_by_hand(predicted, expected):
+    assert piece_error(logits_of(predicted), LABEL, LABEL).item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_gaps_are_not_drowned_by_specks():
-    specks = lines(row5=1, row7=1)
-    specks[..., 1::2] = 0
-    gap, clean = at(LABEL + specks, r2c4=0), LABEL + specks
-    cost = [piece_error(logits_of(each), LABEL, LABEL).item() for each in (gap, clean)]
-    # ten specks beside two pieces of the line that are found, or beside one
-    assert cost == pytest.approx([(1 / 3 + 10 / 12) / 2, 10 / 11 / 2], abs=1e-6)
+@pytest.mark.parametrize(
+    "predicted, missed, false",
+    [
+        pytest.param(LABEL, 0, 0, id="perfect"),
+        pytest.param(lines(), 1, 0, id="nothing predicted"),
+        pytest.param(at(LABEL, r2c4=0), 1 / 3, 0, id="a gap between two pieces"),
+        pytest.param(at(LABEL, r7c4=1), 0, 1 / 2, id="a speck, one piece found"),
+        pytest.param(at(LABEL, r2c4=0, r7c0=1, r7c2=1, r7c4=1), 1 / 3, 3 / 5, id="specks do not drown a gap"),
+        pytest.param(lines(row3=1), 1, 1, id="nothing found, and a false piece"),
+    ],
+)
+def test_balanced_adds_the_share_that_is_missed_and_the_share_that_is_false(predicted, missed, false):
+    value = piece_error(logits_of(predicted), LABEL, LABEL, balanced=True).item()
+    assert value == pytest.approx(missed + false, abs=1e-6)
 
 
 def test_classes_are_averaged_each_with_pieces_of_its_own():
     label = lines(row2=1, row6=2)
     predicted = at(label, r2c4=0, r6c8=0)
-    assert piece_error(logits_of(predicted), label, label).item() == pytest.approx((1 / 3 + 1 / 2) / 2 / 2, abs=1e-6)
+    assert piece_error(logits_of(predicted), label, label).item() == pytest.approx((1 / 3 + 1 / 2) / 2, abs=1e-6)
 
 
 def test_items_are_averaged_and_one_without_pieces_counts():
     label = torch.cat([LABEL, lines()])
-    assert piece_error(logits_of(torch.zeros_like(label)), label, label).item() == pytest.approx(1 / 4, abs=1e-6)
+    assert piece_error(logits_of(torch.zeros_like(label)), label, label).item() == pytest.approx(1 / 2, abs=1e-6)
 
 
 def test_a_piece_costs_its_mean_probability_and_gets_its_gradient_shared_out():
@@ -99,12 +103,12 @@ def test_a_piece_costs_its_mean_probability_and_gets_its_gradient_shared_out():
     input[:, 1, 7, 0] = np.log(4)  # one of 4/5
     input.requires_grad_()
     value = piece_error(input, LABEL, LABEL)
-    assert value.item() == pytest.approx((3 / 4 / 3 + 4 / 5 / 3) / 2, abs=1e-6)  # a gap, a speck, two that are found
+    assert value.item() == pytest.approx((3 / 4 + 4 / 5) / 4, abs=1e-6)  # a gap, a speck, two pieces that are found
     value.backward()
     moved = input.grad[0, 1].nonzero().tolist()
     assert moved == [[2, 3], [2, 4], [7, 0]]
-    assert input.grad[0, 1, 2, 3].item() == pytest.approx(-(1 / 4 * 3 / 4) / 2 / 6, abs=1e-6)
-    assert input.grad[0, 1, 7, 0].item() == pytest.approx(4 / 5 * 1 / 5 / 6, abs=1e-6)
+    assert input.grad[0, 1, 2, 3].item() == pytest.approx(-(1 / 4 * 3 / 4) / 2 / 4, abs=1e-6)
+    assert input.grad[0, 1, 7, 0].item() == pytest.approx(4 / 5 * 1 / 5 / 4, abs=1e-6)
 
 
 def test_margin_counts_pieces_that_are_only_just_right():
@@ -115,7 +119,7 @@ def test_margin_counts_pieces_that_are_only_just_right():
     input[:, 1, 7, 0] = np.log(0.45 / 0.55)  # not predicted, barely
     assert piece_error(input, LABEL, LABEL, margin=0).item() == pytest.approx(0, abs=1e-6)
     assert piece_error(input, LABEL, LABEL, margin=0.04).item() == pytest.approx(0, abs=1e-6)
-    assert piece_error(input, LABEL, LABEL).item() == pytest.approx((0.45 / 3 + 0.45 / 3) / 2, abs=1e-6)
+    assert piece_error(input, LABEL, LABEL).item() == pytest.approx((0.45 + 0.45) / 4, abs=1e-6)
 
 
 def test_a_speck_that_hangs_on_a_faint_bridge_is_alone():
@@ -124,12 +128,12 @@ def test_a_speck_that_hangs_on_a_faint_bridge_is_alone():
     input[:, 1, 2] = CERTAIN
     input[:, 1, 3, 4] = np.log(0.3 / 0.7)
     input[:, 1, 4, 4] = np.log(0.6 / 0.4)
-    assert piece_error(input, LABEL, LABEL).item() == pytest.approx(0.6 / 2 / 2, abs=1e-6)
+    assert piece_error(input, LABEL, LABEL).item() == pytest.approx(0.6 / 2, abs=1e-6)
     input[:, 1, 3, 4] = np.log(0.51 / 0.49)
     assert piece_error(input, LABEL, LABEL).item() == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("tolerance, expected", [(0, 1 / 4), (1, 1 / 4), (2, 0)])
+@pytest.mark.parametrize("tolerance, expected", [(0, 1 / 2), (1, 1 / 2), (2, 0)])
 def test_tolerance_is_how_far_a_prediction_may_reach_from_its_label(tolerance, expected):
     predicted = at(LABEL, r3c4=1, r4c4=1)
     assert piece_error(logits_of(predicted), LABEL, LABEL, tolerance=tolerance).item() == pytest.approx(
@@ -148,17 +152,17 @@ def test_multi_hot_tube_is_the_same():
     label = lines(row2=1, row6=2)
     tube = one_hot(label[:, 0].long(), 3).movedim(-1, 1).float()
     input = logits_of(at(label, r2c4=0))
-    assert piece_error(input, label, tube).item() == piece_error(input, label, label).item() == pytest.approx(1 / 12)
+    assert piece_error(input, label, tube).item() == piece_error(input, label, label).item() == pytest.approx(1 / 6)
 
 
 def test_overlapping_regions_have_pieces_each():
     regions = torch.cat([LABEL, LABEL], 1)
     found = torch.cat([LABEL, lines(row2=1, row7=1)], 1)
-    assert piece_error(CERTAIN * (2 * found - 1), regions, regions, sigmoid=True).item() == pytest.approx(1 / 8)
+    assert piece_error(CERTAIN * (2 * found - 1), regions, regions, sigmoid=True).item() == pytest.approx(1 / 4)
 
 
 def test_one_region():
-    assert piece_error(CERTAIN * (2 * at(LABEL, r2c4=0) - 1), LABEL, LABEL, sigmoid=True).item() == pytest.approx(1 / 6)
+    assert piece_error(CERTAIN * (2 * at(LABEL, r2c4=0) - 1), LABEL, LABEL, sigmoid=True).item() == pytest.approx(1 / 3)
 
 
 def test_background_of_independent_channels_with_indices_has_no_pieces():
@@ -189,7 +193,9 @@ def test_no_piece_costs_nothing_and_keeps_the_graph():
 # --- oracle ----------------------------------------------------------------------------------------------------------
 
 
-def by_scipy(p: np.ndarray, label: np.ndarray, tube: np.ndarray, tolerance: int, margin: float) -> float:
+def by_scipy(
+    p: np.ndarray, label: np.ndarray, tube: np.ndarray, tolerance: int, margin: float, balanced: bool = False
+) -> float:
     """One item; ``p`` of shape (N, ...). Class after class, with dilations of whole masks."""
     full, values = np.ones((3,) * label.ndim), []
     likeliest = p[1:].argmax(0) + 1
@@ -205,10 +211,12 @@ def by_scipy(p: np.ndarray, label: np.ndarray, tube: np.ndarray, tolerance: int,
         gap = (centerline == c) & (p[c] < 0.5 + margin)
         gaps, n_gaps = ndimage.label(gap, full)
         n_found = ndimage.label((centerline == c) & ~gap, full)[1]
-        too_much = sum(p[c][false == k].mean() for k in range(1, n_false + 1)) / max(1, n_false + n_found)
-        missed = sum(1 - p[c][gaps == k].mean() for k in range(1, n_gaps + 1)) / max(1, n_gaps + n_found)
-        if n_false + n_gaps + n_found:
-            values.append((missed + too_much) / 2)
+        too_much = sum(p[c][false == k].mean() for k in range(1, n_false + 1))
+        missed = sum(1 - p[c][gaps == k].mean() for k in range(1, n_gaps + 1))
+        if balanced and n_false + n_gaps + n_found:
+            values.append(too_much / max(1, n_false + n_found) + missed / max(1, n_gaps + n_found))
+        elif n_false + n_gaps + n_found:
+            values.append((too_much + missed) / (n_false + n_gaps + n_found))
     return float(np.mean(values)) if values else 0.0
 
 
@@ -228,6 +236,9 @@ def test_equals_a_plain_count_with_scipy(spatial, n_classes, tolerance, margin):
     expected = np.mean([by_scipy(*each, tolerance, margin) for each in zip(p, label, tube, strict=True)])
     assert 0.05 < expected < 0.95
     assert piece_error(input, *target, tolerance, margin).item() == pytest.approx(expected, abs=1e-9)
+    halves = np.mean([by_scipy(*each, tolerance, margin, True) for each in zip(p, label, tube, strict=True)])
+    assert piece_error(input, *target, tolerance, margin, balanced=True).item() == pytest.approx(halves, abs=1e-9)
+    assert halves > expected
     # however label and tube lie in memory
     turned = [each.movedim(2, -1).contiguous().movedim(-1, 2) for each in target]
     assert not turned[0].is_contiguous()
@@ -248,12 +259,6 @@ def random_case(spatial=(9, 9), n_classes=3, seed=0):
     return input, torch.cat([label, label], 1)
 
 
-def seen(input):
-    """Mean probability along the lines of :py:func:`random_case`."""
-    p = input.double().softmax(1)
-    return torch.cat([p[:, 1, 2], p[:, 2, 6]]).mean().item()
-
-
 def pieces(base=None, **options):
     return PieceErrorLoss(base or DiceCESkeletonRecallLoss(), **options)
 
@@ -261,54 +266,39 @@ def pieces(base=None, **options):
 def test_value_is_the_sum_of_the_terms():
     input, target = random_case()
     loss = pieces(lambda_pieces=0.5, tolerance=1, margin=0.2)
-    error = piece_error(input, *target.split(1, 1), 1, 0.2)
-    expected = DiceCESkeletonRecallLoss()(input, target) + 0.5 * seen(input) ** 2 * error
+    expected = DiceCESkeletonRecallLoss()(input, target) + 0.5 * piece_error(input, *target.split(1, 1), 1, 0.2)
     assert loss(input, target).item() == pytest.approx(expected.item(), abs=1e-12)
     assert set(loss.terms) == {"dice", "ce", "skeleton_recall", "piece_error"}
-    assert loss.terms["piece_error"].item() == pytest.approx(error.item(), abs=1e-12)
     assert not any(term.requires_grad for term in loss.terms.values())
 
 
 @pytest.mark.parametrize("spatial", [(9, 9), (8, 7, 6)])
 def test_gradient_is_that_of_the_value(spatial):
     input, target = random_case(spatial, seed=1)
+    torch.autograd.gradcheck(pieces(), (input.requires_grad_(), target), fast_mode=True)
+
+
+def test_balanced_term_is_weighted_by_what_is_seen_of_the_lines_which_is_no_way_down():
+    input, target = random_case()
     input.requires_grad_()
-    torch.autograd.gradcheck(lambda x: piece_error(x, *target.split(1, 1)), (input,), fast_mode=True)
-    # the mean probability that weights it is a number, nothing to descend on
-    loss = pieces()
-    whole, within, error = (
-        torch.autograd.grad(value, input)[0]
-        for value in (loss(input, target), loss.loss(input, target), piece_error(input, *target.split(1, 1)))
-    )
-    if len(spatial) == 2:
-        torch.testing.assert_close(whole, within + 2 * seen(input.detach()) ** 2 * error)
+    loss = pieces(balanced=True, lambda_pieces=0.5)
+    error = piece_error(input, *target.split(1, 1), balanced=True)
+    p = input.detach().softmax(1)
+    weight = 0.5 * torch.cat([p[:, 1, 2], p[:, 2, 6]]).mean().item() ** 2
+    value, within = loss(input, target), loss.loss(input, target)
+    assert value.item() == pytest.approx((within + weight * error).item(), abs=1e-12)
+    assert loss.terms["piece_error"].item() == pytest.approx(error.item(), abs=1e-12)
+    whole, base, of_error = (torch.autograd.grad(each, input)[0] for each in (value, within, error))
+    torch.testing.assert_close(whole, base + weight * of_error)
 
 
-def test_term_steps_back_where_nothing_is_seen_and_has_its_whole_weight_where_there_is_nothing_to_see():
-    blind = logits_of(lines(row7=1)).requires_grad_()
-    target = torch.cat([LABEL, LABEL], 1)
-    loss = pieces()
-    value = loss(blind, target) - loss.loss(blind, target)
-    assert loss.terms["piece_error"].item() == pytest.approx(1) and value.item() == pytest.approx(0, abs=1e-6)
-    value.backward()
-    assert blind.grad.abs().max() < 1e-6
-    nothing = torch.zeros_like(target)
-    assert (loss(blind, nothing) - loss.loss(blind, nothing)).item() == pytest.approx(2 * 1 / 2, abs=1e-5)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_gradient_lifts_the_line_about_as_hard_as_it_lowers_a_picture_full_of_specks(seed):
-    generator = torch.Generator().manual_seed(seed)
-    input = torch.zeros(1, 2, 32, 32)
-    input[:, 1] = torch.randn(32, 32, generator=generator) * 2
-    label = torch.zeros(1, 1, 32, 32)
-    label[:, :, 16] = 1
-    input.requires_grad_()
-    piece_error(input, label, label).backward()
-    on_line, beside = input.grad[0, 1, 16], input.grad[0, 1, :8]
-    assert (on_line <= 0).all() and on_line.min() < 0 and (beside >= 0).all()
-    # gaps share half of the error, however many specks there are
-    assert 0.2 < -on_line.sum() / input.grad[0, 1].clamp(min=0).sum()
+def test_balanced_term_steps_back_where_nothing_is_seen_and_not_where_there_is_nothing_to_see():
+    blind, target = logits_of(lines(row7=1)), torch.cat([LABEL, LABEL], 1)
+    loss = pieces(balanced=True)
+    assert (loss(blind, target) - loss.loss(blind, target)).item() == pytest.approx(0, abs=1e-6)
+    assert loss.terms["piece_error"].item() == pytest.approx(2)
+    empty = torch.zeros_like(target)
+    assert (loss(blind, empty) - loss.loss(blind, empty)).item() == pytest.approx(1, abs=1e-5)
 
 
 def test_regions_of_the_wrapped_loss():
@@ -316,8 +306,7 @@ def test_regions_of_the_wrapped_loss():
     regions = torch.cat([target[:, :1] == 1, target[:, :1] == 2], 1).float()
     loss = pieces(DiceCESkeletonRecallLoss(sigmoid=True, include_background=True), sigmoid=True)
     both = torch.cat([regions, regions], 1)
-    along = torch.cat([input[:, 0, 2], input[:, 1, 6]]).sigmoid().mean()
-    expected = loss.loss(input, both) + 2 * along**2 * piece_error(input, regions, regions, sigmoid=True)
+    expected = loss.loss(input, both) + piece_error(input, regions, regions, sigmoid=True)
     assert loss(input, both).item() == pytest.approx(expected.item(), abs=1e-12)
 
 
@@ -343,7 +332,7 @@ def test_term_is_of_the_full_resolution_head():
     input, target = random_case((8, 8))
     heads = [input, input[:, :, ::2, ::2].contiguous()]
     loss = pieces(TubeDeepSupervisionLoss(DiceCESkeletonRecallLoss()))
-    expected = loss.loss(heads, target) + 2 * seen(input) ** 2 * piece_error(input, *target.split(1, 1))
+    expected = loss.loss(heads, target) + piece_error(input, *target.split(1, 1))
     assert loss(heads, target).item() == pytest.approx(expected.item(), abs=1e-12)
 
 
@@ -394,6 +383,7 @@ def parsed(**knobs):
 def test_knobs_of_pieces_yaml():
     parser = parsed(lambda_pieces=0.5, piece_tolerance=1, piece_margin=0.2, lambda_skeleton=0.7, epochs=40)
     loss = parser.get_parsed_content("loss")
+    assert not loss.balanced and parsed(piece_balanced=True).get_parsed_content("loss").balanced
     assert (loss.lambda_pieces, loss.tolerance, loss.margin) == (0.5, 1, 0.2)
     assert loss.loss.loss.lambda_skeleton == 0.7
     assert loss.warm_up == 10
@@ -401,14 +391,15 @@ def test_knobs_of_pieces_yaml():
 
 
 @pytest.mark.parametrize(
-    "knobs", [{}, {"lambda_pieces": 0.3, "piece_tolerance": 2, "piece_margin": 0.1, "piece_warm_up": 7}]
+    "knobs",
+    [{}, {"lambda_pieces": 0.3, "piece_tolerance": 2, "piece_margin": 0.1, "piece_balanced": True, "piece_warm_up": 7}],
 )
 def test_comparison_trains_the_loss_of_pieces_yaml(knobs):
     loss, parser = parsed(**knobs).get_parsed_content("loss"), ConfigParser()
     parser.read_config(files_of("train.yaml", "compare.yaml"))
     parser.update({**parser.get("loss_library")["pieces"], **knobs})
     compared = parser.get_parsed_content("loss")
-    for name in ("lambda_pieces", "tolerance", "margin", "warm_up"):
+    for name in ("lambda_pieces", "tolerance", "margin", "balanced", "warm_up"):
         assert getattr(loss, name) == getattr(compared, name)
     assert type(compared.loss) is TubeDeepSupervisionLoss
     assert loss.loss.loss.lambda_skeleton == compared.loss.loss.lambda_skeleton == 0.3
