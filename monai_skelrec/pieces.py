@@ -184,7 +184,7 @@ def _error(
     """:py:func:`piece_error`, and the mean probability along the centrelines; 1 where there are none."""
     with torch.no_grad():
         pieces = _find(input, label, tube, tolerance, margin, sigmoid, ignore_index)
-        weight = torch.from_numpy(_weights(pieces, *input.shape[:2], balanced=balanced)).to(input.device)
+        weight = torch.from_numpy(_weights(pieces, input.shape[0], input.shape[1], balanced)).to(input.device)
         is_gap = torch.from_numpy(pieces.kind[pieces.piece] == _GAP).to(input.device)
     p = log_probabilities(input, *pieces.where.tensors(input.device), sigmoid).exp()
     return (torch.where(is_gap, 1 - p, p) * weight).sum().to(term_dtype(input)), pieces.seen
