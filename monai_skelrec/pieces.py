@@ -113,10 +113,10 @@ class PieceErrorLoss(_Loss):
             head = head.as_tensor() if isinstance(head, MetaTensor) else head
             channels = head.shape[1] if self.sigmoid and target.shape[1] == 2 * head.shape[1] else 1
             label, tube = target[:, :channels], target[:, channels:]
-            options = self.tolerance, self.margin, self.sigmoid, self.ignore_index, self.balanced
-            term, seen = _error(head, label, tube, *options)
+            pieces = _find(head, label, tube, self.tolerance, self.margin, self.sigmoid, self.ignore_index)
+            term = _share(head, pieces, self.sigmoid, self.balanced)
             self.terms["piece_error"] = term.detach()
-            weight = self.lambda_pieces * (seen**2 if self.balanced else 1)
+            weight = self.lambda_pieces * (pieces.seen**2 if self.balanced else 1)
             value = value + self.ramp * weight * term
         return value
 
@@ -168,26 +168,8 @@ def piece_error(
     Returns:
         Scalar from 0 to 1, with ``balanced`` to 2, lower is better; 0 without any piece.
     """
-    return _error(input, label, tube, tolerance, margin, sigmoid, ignore_index, balanced)[0]
-
-
-def _error(
-    input: torch.Tensor,
-    label: torch.Tensor,
-    tube: torch.Tensor,
-    tolerance: int,
-    margin: float,
-    sigmoid: bool,
-    ignore_index: int | None,
-    balanced: bool,
-) -> tuple[torch.Tensor, float]:
-    """:py:func:`piece_error`, and the mean probability along the centrelines; 1 where there are none."""
-    with torch.no_grad():
-        pieces = _find(input, label, tube, tolerance, margin, sigmoid, ignore_index)
-        weight = torch.from_numpy(_weights(pieces, input.shape[0], input.shape[1], balanced)).to(input.device)
-        is_gap = torch.from_numpy(pieces.kind[pieces.piece] == _GAP).to(input.device)
-    p = log_probabilities(input, *pieces.where.tensors(input.device), sigmoid).exp()
-    return (torch.where(is_gap, 1 - p, p) * weight).sum().to(term_dtype(input)), pieces.seen
+    pieces = _find(input, label, tube, tolerance, margin, sigmoid, ignore_index)
+    return _share(input, pieces, sigmoid, balanced)
 
 
 class _Entries(NamedTuple):
@@ -227,6 +209,15 @@ class _Pieces(NamedTuple):
     seen: float  # mean probability along the centrelines
 
 
+def _share(input: torch.Tensor, pieces: _Pieces, sigmoid: bool, balanced: bool) -> torch.Tensor:
+    """:py:func:`piece_error` of pieces that are found; the gradient is its own."""
+    weight = torch.from_numpy(_weights(pieces, input.shape[0], input.shape[1], balanced)).to(input.device)
+    is_gap = torch.from_numpy(pieces.kind[pieces.piece] == _GAP).to(input.device)
+    p = log_probabilities(input, *pieces.where.tensors(input.device), sigmoid).exp()
+    return (torch.where(is_gap, 1 - p, p) * weight).sum().to(term_dtype(input))
+
+
+@torch.no_grad()
 def _find(
     input: torch.Tensor,
     label: torch.Tensor,
@@ -265,8 +256,7 @@ def _weights(pieces: _Pieces, n_items: int, n_classes: int, balanced: bool) -> n
     n_there = number.any(2).sum(1)[pieces.item]
     among = number[pieces.item, pieces.channel]
     if balanced:
-        other = np.where(pieces.kind == _FALSE, among[:, _GAP], among[:, _FALSE])
-        of = among.sum(1) - np.where(pieces.kind == _FOUND, 0, other)
+        of = among.sum(1) - np.where(pieces.kind == _FALSE, among[:, _GAP], among[:, _FALSE])
     else:
         of = among.sum(1)
     size = np.bincount(pieces.piece, minlength=len(pieces.item)).clip(1)
