@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from subprocess import PIPE
 
 import itk
 import nibabel
@@ -73,16 +75,19 @@ def two_processes(run_id, files, **knobs):
     return _torchrun(["--standalone", "--nproc_per_node", "2"], run_id, files, **knobs)
 
 
-def two_nodes(run_id, files, meeting, **knobs):
-    """A run of two machines with a process each, both of which are this one; they meet at a file, not at a port."""
-    options = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_conf", "store_type=file"]
-    options += ["--local_addr", "127.0.0.1", "--rdzv_endpoint", str(meeting)]
+def two_nodes(run_id, files, **knobs):
+    """A run of two machines with a process each, both of which are this one; they meet at a free port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meeting = ["--nnodes", "2", "--nproc_per_node", "1", "--master_addr", "127.0.0.1", "--master_port", str(port)]
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(lambda _: _torchrun(options, run_id, files, **knobs), range(2)))
+        runs = [pool.submit(_torchrun, [*meeting, "--node_rank", str(rank)], run_id, files, **knobs) for rank in (0, 1)]
+    return [run.result() for run in runs]
 
 
 def _torchrun(options, run_id, files, **knobs):
-    """Its processes find the tests' own modules too."""
+    """Its processes find the tests' own modules too; one that hangs is killed, and what it had said is kept."""
     command = [sys.executable, "-m", "torch.distributed.run", *options]
     command += ["-m", "monai.bundle", "run", run_id, "--config_file", str(files)]
     for name, value in knobs.items():
@@ -92,9 +97,15 @@ def _torchrun(options, run_id, files, **knobs):
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
         "OMP_NUM_THREADS": "1",
     }
-    return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=300
-    )
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=PIPE, stderr=PIPE, text=True, encoding="utf-8"
+    ) as process:
+        try:
+            said = process.communicate(timeout=300)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # torchrun ends its processes
+            said = process.communicate()
+    return subprocess.CompletedProcess(command, process.returncode, *said)
 
 
 def save_nifti(path, array, affine=None):
