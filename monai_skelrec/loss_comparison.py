@@ -21,6 +21,7 @@ from .comparisons import read_run
 from .locks import hold_folder
 from .loss_pictures import Evaluation, draw_differences
 from .loss_table import COST, LossRun, write_loss_table
+from .measures import MEASURES
 from .panels import matplotlib_module
 from .peak_memory import peak_bytes
 from .summaries import write_json
@@ -34,6 +35,9 @@ HELD_OUT = "held_out"
 
 # what evaluation takes over from the configuration of the training
 _SHARED = ("bundle_root", "overlap", "sw_batch_size", "amp", "device", "pictures", "measures")
+# and what of it scores depend on; they are told apart by it, in a file beside them
+_OF_SCORES = ("dataset_dir", "fold", "case_folders", "overlap", "amp")
+_ASKED = "asked.json"
 # what may change between two calls: none of it changes what a run trains on or how long
 _FREE = {"losses", "loss_library", "seeds", "compared_folds", "baselines", "parallel", "report_on", "report_folders"}
 _FREE |= {"measures", "cost_steps", "device", "num_workers", "overlap", "sw_batch_size", "pictures", "output_dir"}
@@ -64,8 +68,9 @@ def compare_losses(
 
     Each run is a process and a folder of its own, ``<output_dir>/<loss>/fold_<fold>_seed_<seed>``. Called again, what
     is finished is left alone and what was stopped goes on; losses, seeds and folds may be added, the budget may not
-    change. All losses of a seed are run before the next one, and the table is written after every run, so a comparison
-    that is stopped half way compares like with like.
+    change; where other cases are asked for, or the overlap of windows changed, runs are scored again. All losses of a
+    seed are run before the next one, and the table is written after every run, so a comparison that is stopped half
+    way compares like with like.
 
     Args:
         output_dir: gets the runs and the table, see :py:func:`monai_skelrec.loss_table.write_loss_table`.
@@ -88,23 +93,18 @@ def compare_losses(
 
     Raises:
         ImportError: when there shall be pictures and matplotlib is not installed.
-        FileNotFoundError: when a label map that shall be drawn is missing; the table was still written.
-        ValueError: when a loss is not in the library, nothing is to be compared, held-out cases are asked for where
-            none are, or ``output_dir`` holds runs of another budget.
+        FileNotFoundError: when a folder of ``report_on`` is missing; or a label map that shall be drawn, and the table
+            was still written.
+        ValueError: when a loss is not in the library or named twice, a measure is unknown, nothing is to be compared,
+            held-out cases are asked for where none are, or ``output_dir`` holds runs of another budget.
         FileExistsError: when another command is writing ``output_dir``.
-        RuntimeError: when a run ended with an error; the others were still finished.
+        RuntimeError: when a run, or the measurement of a cost, ended with an error; the others were still finished.
     """
     workflow, folder = running_workflow(), Path(output_dir)
     merged = cast(dict[str, Any], workflow.parser.config)
     merged = {name: value for name, value in merged.items() if name != ConfigParser.meta_key}
     library = merged["loss_library"]
-    unknown = [name for name in (*losses, *baselines) if name not in library]
-    if unknown:
-        raise ValueError(f"losses must be of {', '.join(library)}, got {unknown[0]!r}; add it to loss_library.")
-    if not (losses and seeds and compared_folds and report_on) or parallel < 1:
-        raise ValueError("a comparison needs losses, seeds, compared_folds, report_on and at least 1 run in parallel.")
-    if HELD_OUT in report_on and "all" in compared_folds:
-        raise ValueError("fold 'all' holds nothing out: set report_on to folders of cases that nobody trained on.")
+    _refuse_mistakes(library, losses, seeds, compared_folds, measures, baselines, report_on, parallel)
     if pictures > 0:
         matplotlib_module("figure")  # nobody should train for days to hear that it is missing
     merged = {name: value for name, value in merged.items() if name != "loss_library"}
@@ -120,19 +120,21 @@ def compare_losses(
     configs = Path(workflow.config_root_path)
     reports = {f"report_{at}": None if where == HELD_OUT else where for at, where in enumerate(report_on)}
     jobs = [_Job(loss, seed, fold) for seed in seeds for fold in compared_folds for loss in losses]
-    about = {"epochs": epochs, **{name: merged.get(name) for name in ("task", "dataset_dir")}}
+    budget = ("iterations_per_epoch", "batch_size", "patch_size", "task", "dataset_dir", "report_on")
+    about = {"epochs": epochs, **{name: merged.get(name) for name in budget}}
 
     def scored() -> list[LossRun]:
         runs = [LossRun(job.loss, job.seed, str(job.fold), _run_of(folder, job)) for job in jobs]
-        return [run for run in runs if all(_is_scored(run.folder / name, measures) for name in reports)]
+        return [run for run in runs if all(_is_scored(asked(run.folder, name), measures) for name in reports)]
 
     def table(against: Sequence[str] = (), drawn: Sequence[Path] = ()) -> Path:
         return write_loss_table(folder, scored(), list(reports), measures, against, about, len(jobs), drawn)
 
+    def asked(run: Path, name: str) -> dict[str, Any]:
+        return _evaluation_knobs(merged, run, name, reports[name], report_folders)
+
     def evaluation(run: LossRun, name: str) -> Evaluation:
-        return _read_evaluation(
-            configs, run.folder, _evaluation_knobs(merged, run.folder, name, reports[name], report_folders)
-        )
+        return _read_evaluation(configs, run.folder, asked(run.folder, name))
 
     for run in (_run_of(folder, job) for job in jobs):
         if finished_epochs(run) < epochs:
@@ -145,15 +147,20 @@ def compare_losses(
             pool.submit(_train_and_score, configs, folder, job, epochs, merged, reports, report_folders, measures): job
             for job in jobs
         }
-        for done in as_completed(started):
-            job = started[done]
-            if done.exception() is None:
-                logging.getLogger(__name__).info(f"{job.loss}, seed {job.seed}, fold {job.fold}: done")
-                table()
-            elif isinstance(done.exception(), RuntimeError):
-                failed.append(str(done.exception()))
-            else:
-                done.result()
+        try:
+            for done in as_completed(started):
+                job = started[done]
+                if done.exception() is None:
+                    logging.getLogger(__name__).info(f"{job.loss}, seed {job.seed}, fold {job.fold}: done")
+                    table()
+                elif isinstance(done.exception(), RuntimeError):
+                    failed.append(str(done.exception()))
+                else:
+                    done.result()
+        except BaseException:  # an interrupt too: what is not yet begun shall not begin
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    unmeasured: list[str] = []
     for loss in losses if cost_steps > 0 else ():
         if not (folder / loss / COST).is_file():
             # what a term costs may depend on how much of the prediction is wrong
@@ -167,14 +174,11 @@ def compare_losses(
             files = [configs / "train.yaml", folder / CONFIG, folder / loss / "loss.yaml", configs / "profiling.yaml"]
             knobs = {"iterations_per_epoch": cost_steps, "output_dir": folder / loss, "fold": compared_folds[0]}
             knobs["start_from"] = str(trained[0])
-            run_child(
-                "costing",
-                files,
-                {**knobs, "cache_dir": _cache(folder, merged)},
-                1,
-                f"cost of {loss}",
-                folder / loss / "cost.log",
-            )
+            knobs["cache_dir"] = _cache(folder, merged)
+            try:
+                run_child("costing", files, knobs, 1, f"cost of {loss}", folder / loss / "cost.log")
+            except RuntimeError as error:  # too little memory, say: tests and pictures do not need it
+                unmeasured.append(str(error))
     drawn: list[Path] = []
     differ_by = "centerline_dice" if "centerline_dice" in measures else measures[0]
     try:
@@ -183,6 +187,10 @@ def compare_losses(
         path = table(baselines, drawn)
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(jobs)} runs failed, the table holds the others: {failed[0]}")
+    if unmeasured:
+        raise RuntimeError(
+            f"the table is written, {len(unmeasured)} of its costs could not be measured: {unmeasured[0]}"
+        )
     return path
 
 
@@ -232,10 +240,13 @@ def _train_and_score(
         files = [configs / "train.yaml", folder / CONFIG, folder / job.loss / "loss.yaml"]
         run_child("training", files, {**knobs, "resume": (run / CONFIG).is_file()}, 1, what, log)
     for name, where in reports.items():
-        if _is_scored(run / name, measures) and not read_run(run / name).errors:
-            continue
         knobs = _evaluation_knobs(merged, run, name, where, report_folders)
+        if _is_scored(knobs, measures) and not read_run(run / name).errors:
+            continue
+        if not _is_of(knobs):
+            shutil.rmtree(run / name, ignore_errors=True)  # scores and label maps of other cases
         run_child("evaluating", _evaluation_files(configs, run), knobs, 1, f"scoring of {what}", log)
+        write_json(run / name / _ASKED, _of_scores(knobs))
 
 
 def _evaluation_files(configs: Path, run: Path) -> list[Path]:
@@ -265,12 +276,53 @@ def _read_evaluation(configs: Path, run: Path, knobs: Mapping[str, Any]) -> Eval
     return Evaluation(parser.get_parsed_content("split").held_out, *facts)
 
 
-def _is_scored(folder: Path, measures: Sequence[str]) -> bool:
-    path = folder / "scores.csv"
-    if not path.is_file():
+def _of_scores(knobs: Mapping[str, Any]) -> dict[str, Any]:
+    return cast(dict[str, Any], json.loads(json.dumps({name: knobs.get(name) for name in _OF_SCORES}, default=str)))
+
+
+def _is_of(knobs: Mapping[str, Any]) -> bool:
+    """Whether the scores where an evaluation of these knobs would write are of these knobs."""
+    asked = knobs["output_dir"] / _ASKED
+    return asked.is_file() and json.loads(asked.read_text(encoding="utf-8")) == _of_scores(knobs)
+
+
+def _is_scored(knobs: Mapping[str, Any], measures: Sequence[str]) -> bool:
+    scores = knobs["output_dir"] / "scores.csv"
+    if not (_is_of(knobs) and scores.is_file()):
         return False
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(scores, newline="", encoding="utf-8") as file:
         return set(measures) <= set(next(csv.reader(file), []))
+
+
+def _refuse_mistakes(
+    library: Mapping[str, Any],
+    losses: Sequence[str],
+    seeds: Sequence[int],
+    compared_folds: Sequence[int | str],
+    measures: Sequence[str],
+    baselines: Sequence[str],
+    report_on: Sequence[str],
+    parallel: int,
+) -> None:
+    """What would be found out after the first training otherwise, or after the last."""
+    unknown = [name for name in (*losses, *baselines) if name not in library]
+    if unknown:
+        raise ValueError(f"losses must be of {', '.join(library)}, got {unknown[0]!r}; add it to loss_library.")
+    twice = [name for name in losses if list(losses).count(name) > 1]
+    if twice:
+        raise ValueError(f"each of losses must be named once, got {twice[0]!r} twice; another seed goes into seeds.")
+    unknown = [name for name in measures if name not in MEASURES]
+    if unknown or not measures:
+        raise ValueError(f"measures must be of {', '.join(MEASURES)}, got {unknown[0] if unknown else 'none'!r}.")
+    if not (losses and seeds and compared_folds and report_on) or parallel < 1:
+        raise ValueError("a comparison needs losses, seeds, compared_folds, report_on and at least 1 run in parallel.")
+    if HELD_OUT in report_on and "all" in compared_folds:
+        raise ValueError("fold 'all' holds nothing out: set report_on to folders of cases that nobody trained on.")
+    for where in report_on:
+        if where != HELD_OUT and not Path(where).is_dir():
+            raise FileNotFoundError(
+                f"report_on must be {HELD_OUT!r} or a folder of cases, got {where!r}: no such folder."
+            )
 
 
 def _refuse_other_budget(path: Path, config: Mapping[str, Any]) -> None:

@@ -55,8 +55,8 @@ class PieceErrorLoss(_Loss):
         ramp: from 0 to 1, set by :py:class:`monai_skelrec.handlers.WarmUp`; at 0 the term is not computed.
 
     Raises:
-        ValueError: when ``lambda_pieces``, ``tolerance`` or ``warm_up`` is negative, ``margin`` is not from 0 to below
-            one half, or a loss within has another ``sigmoid`` or ``ignore_index``.
+        ValueError: when ``lambda_pieces`` or ``warm_up`` is negative, ``tolerance`` is no whole number from 0,
+            ``margin`` is not from 0 to below one half, or a loss within has another ``sigmoid`` or ``ignore_index``.
     """
 
     def __init__(
@@ -71,11 +71,10 @@ class PieceErrorLoss(_Loss):
         balanced: bool = False,
     ) -> None:
         super().__init__()
-        for name, value in {"lambda_pieces": lambda_pieces, "tolerance": tolerance, "warm_up": warm_up}.items():
+        for name, value in {"lambda_pieces": lambda_pieces, "warm_up": warm_up}.items():
             if value < 0:
                 raise ValueError(f"{name} must be at least 0, got {value}.")
-        if not 0 <= margin < 0.5:
-            raise ValueError(f"margin must be at least 0 and below 0.5, got {margin}.")
+        _check(tolerance, margin)
         for within in loss.modules():
             for name, own in {"sigmoid": sigmoid, "ignore_index": ignore_index}.items():
                 if getattr(within, name, own) != own:
@@ -84,7 +83,7 @@ class PieceErrorLoss(_Loss):
                     )
         self.loss = loss
         self.lambda_pieces = float(lambda_pieces)
-        self.tolerance = tolerance
+        self.tolerance = int(tolerance)
         self.margin = float(margin)
         self.balanced = balanced
         self.warm_up = warm_up
@@ -167,9 +166,20 @@ def piece_error(
 
     Returns:
         Scalar from 0 to 1, with ``balanced`` to 2, lower is better; 0 without any piece.
+
+    Raises:
+        ValueError: when ``tolerance`` is no whole number from 0, or ``margin`` not from 0 to below one half.
     """
+    _check(tolerance, margin)
     pieces = _find(input, label, tube, tolerance, margin, sigmoid, ignore_index)
     return _share(input, pieces, sigmoid, balanced)
+
+
+def _check(tolerance: int, margin: float) -> None:
+    if tolerance < 0 or tolerance != int(tolerance):
+        raise ValueError(f"tolerance must be a whole number of voxels, at least 0, got {tolerance}.")
+    if not 0 <= margin < 0.5:
+        raise ValueError(f"margin must be at least 0 and below 0.5, got {margin}.")
 
 
 class _Entries(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from monai_skelrec.baselines import (
     DiceCETopoclDiceLoss,
     SCNPDiceCELoss,
 )
+from monai_skelrec.handlers import WarmUp
 
 TRAIN = Path(__file__).parents[1] / "bundle" / "configs" / "train.yaml"
 CERTAIN = 50.0  # logit of a probability that is 1 to float precision
@@ -100,6 +102,21 @@ def test_the_sum_is_dice_and_cross_entropy_and_the_weighted_term(name):
         DiceCESkeletonRecallLoss(lambda_skeleton=0)(logits, target).item()
     )
     copy.deepcopy(loss)
+
+
+@compounds
+def test_warm_up_lets_the_term_wait_as_skeleton_recall_does(name):
+    logits, target = random_case()
+    loss = COMPOUNDS[name]()
+    late = WarmUp(loss, 2)
+    values = []
+    for epoch in (2, 3):
+        late(SimpleNamespace(state=SimpleNamespace(epoch=epoch)))
+        values.append(loss(logits, target))
+    without = COMPOUNDS[name](lambda_skeleton=0)(logits, target)
+    torch.testing.assert_close(values[0], without)
+    torch.testing.assert_close(values[1], COMPOUNDS[name]()(logits, target))
+    assert not torch.isclose(*values)
 
 
 @pytest.mark.parametrize("name", RATIOS)

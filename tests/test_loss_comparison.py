@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import time
 
 import monai.bundle
 import numpy as np
@@ -123,11 +124,37 @@ def test_finished_runs_are_left_alone_and_others_go_on(root, steps):
 
 
 def test_cases_of_other_folders_are_scored_whole(root, steps):
-    compare(root, report_on=["held_out", "elsewhere"], report_folders=["images", "accurate"], losses=["dice_ce"])
+    elsewhere = str(root / "data")
+    compare(root, report_on=["held_out", elsewhere], report_folders=["images", "accurate"], losses=["dice_ce"])
     scored = [knobs for run_id, _, knobs in steps if run_id == "evaluating"]
     assert "fold" not in scored[0] and scored[0]["dataset_dir"] == str(root / "data")
-    assert (scored[1]["fold"], scored[1]["dataset_dir"]) == ("all", "elsewhere")
+    assert (scored[1]["fold"], scored[1]["dataset_dir"]) == ("all", elsewhere)
     assert scored[1]["case_folders"] == ["images", "accurate"]
+    assert "report_on ['held_out', " in (root / "table" / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "first, then",
+    [
+        ({}, {"report_on": ["{data}"]}),
+        ({"report_on": ["held_out", "{data}"]}, {"report_on": ["{data}", "held_out"]}),
+        ({"report_on": ["{data}"]}, {"report_on": ["{data}"], "report_folders": ["images", "accurate"]}),
+        ({"overlap": 0.5}, {"overlap": 0.25}),
+    ],
+)
+def test_scores_of_what_is_no_longer_asked_for_are_not_shown(first, then, root, steps):
+    first, then = (
+        {name: [str(root / "data") if each == "{data}" else each for each in knob] if name == "report_on" else knob
+         for name, knob in knobs.items()}
+        for knobs in (first, then)
+    )  # fmt: skip
+    compare(root, **first)
+    steps.clear()
+    compare(root, **then)
+    assert [run_id for run_id, _, _ in steps] == ["evaluating"] * 2 * len(then.get("report_on", ["held_out"]))
+    steps.clear()
+    compare(root, **then)
+    assert steps == []
 
 
 def test_another_budget_in_the_same_table_is_refused(root, steps):
@@ -142,6 +169,9 @@ def test_another_budget_in_the_same_table_is_refused(root, steps):
     [
         ({"losses": ["dice"]}, "losses must be of dice_ce, .*got 'dice'; add it to loss_library"),
         ({"compared_folds": ["all"]}, "fold 'all' holds nothing out: set report_on to folders"),
+        ({"losses": ["dice_ce", "dice_ce"]}, "each of losses must be named once, got 'dice_ce' twice"),
+        ({"measures": ["dice", "cldice"]}, "measures must be of dice, .*got 'cldice'"),
+        ({"report_on": ["nowhere"]}, "report_on must be 'held_out' or a folder of cases, got 'nowhere'"),
         ({"seeds": []}, "a comparison needs losses, seeds, compared_folds, report_on and at least 1 run"),
     ],
 )
@@ -166,6 +196,34 @@ def test_run_that_fails_does_not_cost_the_others_their_place(root, steps, monkey
         compare(root, baselines=[])
     assert "1 of 2 runs failed, the table holds the others" in str(error.value.__cause__ or error.value)
     assert list(rows_of(root / "table" / "table.csv")) == ["pieces"]
+
+
+def test_error_that_is_no_run_s_own_ends_the_comparison_at_once(root, steps, monkeypatch):
+    def full(*_, **__):
+        steps.append("begun")
+        time.sleep(0.2 * (len(steps) > 1))
+        raise OSError("no space left on the disk")
+
+    monkeypatch.setattr(loss_comparison, "run_child", full)
+    with pytest.raises(Exception) as error:
+        compare(root, seeds=[0, 1, 2, 3, 4, 5])
+    assert "no space left" in str(error.value.__cause__ or error.value)
+    assert len(steps) < 6  # of twelve: one, and what began meanwhile
+
+
+def test_cost_that_cannot_be_measured_costs_nobody_the_tests(root, steps, monkeypatch):
+    fake = loss_comparison.run_child
+
+    def fail(run_id, *others, **knobs):
+        if run_id == "costing":
+            raise RuntimeError("cost of pieces ended with code 137.")
+        fake(run_id, *others, **knobs)
+
+    monkeypatch.setattr(loss_comparison, "run_child", fail)
+    with pytest.raises(Exception) as error:
+        compare(root, seeds=[0, 1], cost_steps=4)
+    assert "2 of its costs could not be measured" in str(error.value.__cause__ or error.value)
+    assert "## Against dice_ce" in (root / "table" / "table.md").read_text()
 
 
 def test_pictures_show_cases_of_any_part_of_the_report(root, steps, monkeypatch):

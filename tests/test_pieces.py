@@ -355,7 +355,8 @@ def test_meta_tensors_and_integer_labels_are_taken_and_left_alone():
     "options, message",
     [
         ({"lambda_pieces": -1}, "lambda_pieces must be at least 0, got -1"),
-        ({"tolerance": -1}, "tolerance must be at least 0, got -1"),
+        ({"tolerance": -1}, "tolerance must be a whole number of voxels, at least 0, got -1"),
+        ({"tolerance": 2.5}, "tolerance must be a whole number of voxels, at least 0, got 2.5"),
         ({"warm_up": -1}, "warm_up must be at least 0, got -1"),
         ({"margin": 0.5}, "margin must be at least 0 and below 0.5, got 0.5"),
         ({"margin": -0.1}, "margin must be at least 0 and below 0.5, got -0.1"),

@@ -152,6 +152,8 @@ class CompoundLoss(_Loss):
 
     Attributes:
         terms: the terms of the last call before they are weighted, without gradient.
+        ramp: factor of ``lambda_skeleton``, 1 unless :py:class:`monai_skelrec.handlers.WarmUp` sets it; at 0 the term
+            is not computed.
 
     Raises:
         ValueError: when ``iterations`` is below 1 or a weight is negative.
@@ -193,6 +195,7 @@ class CompoundLoss(_Loss):
         self.batch = batch
         # under this name the deep-supervision loss looks for it
         self.ignore_index = ignore_index
+        self.ramp = 1.0
         self.terms: dict[str, torch.Tensor] = {}
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -212,14 +215,15 @@ class CompoundLoss(_Loss):
         label = label_of(input, target, self.sigmoid)
         loss: torch.Tensor = self.dice_ce(input, target)
         self.terms = {name: self.dice_ce.terms[name] for name in ("dice", "ce")}
-        if self.lambda_skeleton == 0:
+        weight = self.lambda_skeleton * self.ramp
+        if weight == 0:
             return loss
         with torch.autocast(input.device.type, enabled=False):
             fields = class_fields(input, label, self.sigmoid, self.batch, self.ignore_index)
             # without any class there is nothing to score, and the graph stays
             term = self.term(fields) if len(fields.p) else fields.p.sum()
         self.terms[self.NAME] = term.detach().to(loss.dtype)
-        return loss + self.lambda_skeleton * term.to(loss.dtype)
+        return loss + weight * term.to(loss.dtype)
 
     def term(self, fields: ClassFields) -> torch.Tensor:
         """The further term; a scalar, at least one field is there."""
