@@ -68,7 +68,7 @@ def test_two_processes_segment_each_scan_once_and_go_on_after_one_was_killed(tmp
         name: record["process"] for name, record in records_of(out).items()
     }
     again = [record for record in manifest["scans"] if record["name"] in sum(noted.values(), [])]
-    # how much the first run had left depends on when the other process was stopped; every second one may be the constant
+    # what the first run had left depends on when the other process was stopped; every second one may be the constant
     assert len(again) < 3 or {record["process"] for record in again} == {0, 1}
     assert all(record["name"] in noted[record["process"]] for record in again)
     names = sorted(path.name for path in out.iterdir() if path.is_file())
