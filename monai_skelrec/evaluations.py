@@ -11,7 +11,7 @@ from .fingerprints import sha256
 from .label_maps import read_label_map
 from .locks import hold_folder
 from .processes import is_first, wait_for_all
-from .summaries import write_json
+from .summaries import as_written, write_json
 from .workflows import FACTS, running_config
 
 __all__ = ["cases_to_predict"]
@@ -47,7 +47,7 @@ def cases_to_predict(
     folder, record = Path(predictions_dir), Path(predictions_dir).parent / _RECORD
     config = running_config()
     settings = {key: config[key] for key in _SETTINGS if key in config and key != "checkpoint"}
-    made_by = {"weights": sha256(checkpoint), **_as_written(settings)}
+    made_by = {"weights": sha256(checkpoint), **as_written(settings)}
     hold_folder(record.parent)
     if folder.is_dir() and any(folder.iterdir()):
         _refuse_others(folder, record, made_by)
@@ -70,12 +70,6 @@ def _refuse_others(folder: Path, record: Path, made_by: Mapping[str, Any]) -> No
         f"{str(folder)!r} holds label maps {what}, which would be scored with the new ones; take another --output_dir, "
         "or delete them."
     )
-
-
-def _as_written(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as they come back from a file; objects that a Python caller put into the configuration become text."""
-    written: dict[str, Any] = json.loads(json.dumps(settings, default=str))
-    return written
 
 
 def _is_done(prediction: Path, image: Path) -> bool:

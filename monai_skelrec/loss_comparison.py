@@ -15,16 +15,16 @@ import yaml
 from monai.bundle import ConfigParser
 from monai.engines import SupervisedTrainer
 
+from .case_scores import check_measures
 from .checkpoints import CONFIG, LAST, finished_epochs
 from .child_runs import run_child
 from .comparisons import read_run
 from .locks import hold_folder
 from .loss_pictures import Evaluation, draw_differences
 from .loss_table import COST, LossRun, write_loss_table
-from .measures import MEASURES
 from .panels import matplotlib_module
 from .peak_memory import peak_bytes
-from .summaries import write_json
+from .summaries import as_written, write_json
 from .throughput import measure_training
 from .workflows import TASK, running_workflow, write_yaml
 
@@ -136,6 +136,10 @@ def compare_losses(
     def evaluation(run: LossRun, name: str) -> Evaluation:
         return _read_evaluation(configs, run.folder, asked(run.folder, name))
 
+    def train_and_score(job: _Job) -> None:
+        evaluations = [asked(_run_of(folder, job), name) for name in reports]
+        _train_and_score(configs, folder, job, epochs, _cache(folder, merged), evaluations, measures)
+
     for run in (_run_of(folder, job) for job in jobs):
         if finished_epochs(run) < epochs:
             # scores of weights that are no more
@@ -143,10 +147,7 @@ def compare_losses(
                 shutil.rmtree(run / name, ignore_errors=True)
     failed: list[str] = []
     with ThreadPoolExecutor(parallel) as pool:
-        started = {
-            pool.submit(_train_and_score, configs, folder, job, epochs, merged, reports, report_folders, measures): job
-            for job in jobs
-        }
+        started = {pool.submit(train_and_score, job): job for job in jobs}
         try:
             for done in as_completed(started):
                 job = started[done]
@@ -228,25 +229,26 @@ def _train_and_score(
     folder: Path,
     job: _Job,
     epochs: int,
-    merged: Mapping[str, Any],
-    reports: Mapping[str, str | None],
-    report_folders: Sequence[str] | None,
+    cache_dir: Any,
+    evaluations: Sequence[Mapping[str, Any]],
     measures: Sequence[str],
 ) -> None:
     run, what = _run_of(folder, job), f"{job.loss}, seed {job.seed}, fold {job.fold}"
     log = folder / job.loss / f"{run.name}.log"
     if finished_epochs(run) < epochs:
-        knobs = {"seed": job.seed, "fold": job.fold, "output_dir": run, "cache_dir": _cache(folder, merged)}
+        knobs = {"seed": job.seed, "fold": job.fold, "output_dir": run, "cache_dir": cache_dir}
         files = [configs / "train.yaml", folder / CONFIG, folder / job.loss / "loss.yaml"]
         run_child("training", files, {**knobs, "resume": (run / CONFIG).is_file()}, 1, what, log)
-    for name, where in reports.items():
-        knobs = _evaluation_knobs(merged, run, name, where, report_folders)
-        if _is_scored(knobs, measures) and not read_run(run / name).errors:
+    for evaluation in evaluations:
+        report = evaluation["output_dir"]
+        if _is_scored(evaluation, measures) and not read_run(report).errors:
             continue
-        if not _is_of(knobs):
-            shutil.rmtree(run / name, ignore_errors=True)  # scores and label maps of other cases
-        run_child("evaluating", _evaluation_files(configs, run), knobs, 1, f"scoring of {what}", log)
-        write_json(run / name / _ASKED, _of_scores(knobs))
+        if not _is_of(evaluation):
+            shutil.rmtree(report, ignore_errors=True)  # scores and label maps of other cases
+            report.mkdir()
+            # before it is scored: what an interrupted evaluation has segmented is of use to the next one
+            write_json(report / _ASKED, _of_scores(evaluation))
+        run_child("evaluating", _evaluation_files(configs, run), evaluation, 1, f"scoring of {what}", log)
 
 
 def _evaluation_files(configs: Path, run: Path) -> list[Path]:
@@ -277,7 +279,7 @@ def _read_evaluation(configs: Path, run: Path, knobs: Mapping[str, Any]) -> Eval
 
 
 def _of_scores(knobs: Mapping[str, Any]) -> dict[str, Any]:
-    return cast(dict[str, Any], json.loads(json.dumps({name: knobs.get(name) for name in _OF_SCORES}, default=str)))
+    return as_written({name: knobs.get(name) for name in _OF_SCORES})
 
 
 def _is_of(knobs: Mapping[str, Any]) -> bool:
@@ -311,9 +313,7 @@ def _refuse_mistakes(
     twice = [name for name in losses if list(losses).count(name) > 1]
     if twice:
         raise ValueError(f"each of losses must be named once, got {twice[0]!r} twice; another seed goes into seeds.")
-    unknown = [name for name in measures if name not in MEASURES]
-    if unknown or not measures:
-        raise ValueError(f"measures must be of {', '.join(MEASURES)}, got {unknown[0] if unknown else 'none'!r}.")
+    check_measures(measures)
     if not (losses and seeds and compared_folds and report_on) or parallel < 1:
         raise ValueError("a comparison needs losses, seeds, compared_folds, report_on and at least 1 run in parallel.")
     if HELD_OUT in report_on and "all" in compared_folds:
@@ -329,7 +329,7 @@ def _refuse_other_budget(path: Path, config: Mapping[str, Any]) -> None:
     if not path.is_file():
         return
     before = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    now = json.loads(json.dumps(config, default=str))
+    now = as_written(config)
     changed = [key for key in {**before, **now} if key not in _FREE and before.get(key) != now.get(key)]
     if changed:
         raise ValueError(

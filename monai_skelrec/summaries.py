@@ -22,6 +22,7 @@ __all__ = [
     "AVERAGE",
     "CONVENTIONS",
     "as_csv",
+    "as_written",
     "average_cases",
     "format_table",
     "summarise",
@@ -167,6 +168,12 @@ def write_tables(
         "summary": list(summary),
     }
     write_json(output_dir / "summary.json", content)
+
+
+def as_written(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as they come back from a file; objects that a Python caller put into a configuration become text."""
+    written: dict[str, Any] = json.loads(json.dumps(content, default=str))
+    return written
 
 
 def write_json(path: Path, content: Any) -> None:

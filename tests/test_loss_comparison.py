@@ -136,18 +136,14 @@ def test_cases_of_other_folders_are_scored_whole(root, steps):
 @pytest.mark.parametrize(
     "first, then",
     [
-        ({}, {"report_on": ["{data}"]}),
-        ({"report_on": ["held_out", "{data}"]}, {"report_on": ["{data}", "held_out"]}),
-        ({"report_on": ["{data}"]}, {"report_on": ["{data}"], "report_folders": ["images", "accurate"]}),
+        ({}, {"report_on": ["data"]}),
+        ({"report_on": ["held_out", "data"]}, {"report_on": ["data", "held_out"]}),
+        ({"report_on": ["data"]}, {"report_on": ["data"], "report_folders": ["images", "accurate"]}),
         ({"overlap": 0.5}, {"overlap": 0.25}),
     ],
 )
-def test_scores_of_what_is_no_longer_asked_for_are_not_shown(first, then, root, steps):
-    first, then = (
-        {name: [str(root / "data") if each == "{data}" else each for each in knob] if name == "report_on" else knob
-         for name, knob in knobs.items()}
-        for knobs in (first, then)
-    )  # fmt: skip
+def test_scores_of_what_is_no_longer_asked_for_are_not_shown(first, then, root, steps, monkeypatch):
+    monkeypatch.chdir(root)
     compare(root, **first)
     steps.clear()
     compare(root, **then)
@@ -155,6 +151,28 @@ def test_scores_of_what_is_no_longer_asked_for_are_not_shown(first, then, root, 
     steps.clear()
     compare(root, **then)
     assert steps == []
+
+
+def test_scoring_that_was_interrupted_goes_on_with_its_label_maps(root, steps, monkeypatch):
+    fake = loss_comparison.run_child
+
+    def stop(run_id, files, knobs, processes, what, log=None):
+        if run_id == "evaluating":
+            (knobs["output_dir"] / "label_map").touch()
+            raise RuntimeError("stopped")
+        fake(run_id, files, knobs, processes, what, log)
+
+    monkeypatch.setattr(loss_comparison, "run_child", stop)
+    with pytest.raises(Exception) as error:
+        compare(root)
+    assert "2 of 2 runs failed" in str(error.value.__cause__ or error.value)
+    monkeypatch.setattr(loss_comparison, "run_child", fake)
+    compare(root)
+    reports = [root / "table" / loss / "fold_0_seed_0" / "report_0" for loss in ("dice_ce", "pieces")]
+    assert all((report / "label_map").is_file() and (report / "scores.csv").is_file() for report in reports)
+    # those of other cases are of no use
+    compare(root, report_on=[str(root / "data")])
+    assert not any((report / "label_map").exists() for report in reports)
 
 
 def test_another_budget_in_the_same_table_is_refused(root, steps):
@@ -170,7 +188,7 @@ def test_another_budget_in_the_same_table_is_refused(root, steps):
         ({"losses": ["dice"]}, "losses must be of dice_ce, .*got 'dice'; add it to loss_library"),
         ({"compared_folds": ["all"]}, "fold 'all' holds nothing out: set report_on to folders"),
         ({"losses": ["dice_ce", "dice_ce"]}, "each of losses must be named once, got 'dice_ce' twice"),
-        ({"measures": ["dice", "cldice"]}, "measures must be of dice, .*got 'cldice'"),
+        ({"measures": ["dice", "cldice"]}, "measures must be some of dice, .*got cldice"),
         ({"report_on": ["nowhere"]}, "report_on must be 'held_out' or a folder of cases, got 'nowhere'"),
         ({"seeds": []}, "a comparison needs losses, seeds, compared_folds, report_on and at least 1 run"),
     ],

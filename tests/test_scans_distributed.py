@@ -12,7 +12,7 @@ from scan_data import expected, phantom, write_nifti, write_task
 
 from monai_skelrec.label_maps import read_label_map
 
-COUNT = 6
+COUNT = 8  # the process that is killed at its second scan has two more, so that both have one in the next run
 
 
 def marked(number):
@@ -57,7 +57,7 @@ def test_two_processes_segment_each_scan_once_and_go_on_after_one_was_killed(tmp
     second = two_processes("inferring", files, **knobs)
     assert second.returncode != 0
     summary = second.stderr[second.stderr.rindex("Root Cause") :]
-    assert "1 of 7 scans could not be segmented: constant: " in summary and "rank      : 0" in summary
+    assert "1 of 9 scans could not be segmented: constant: " in summary and "rank      : 0" in summary
     assert second.stdout.count("scans failed") == 1
     assert f"{COUNT - len(done)} label maps written, {len(done)} were up to date, 1 scans failed" in second.stdout
     noted = notes_of(notes)
@@ -68,8 +68,7 @@ def test_two_processes_segment_each_scan_once_and_go_on_after_one_was_killed(tmp
         name: record["process"] for name, record in records_of(out).items()
     }
     again = [record for record in manifest["scans"] if record["name"] in sum(noted.values(), [])]
-    # what the first run had left depends on when the other process was stopped; every second one may be the constant
-    assert len(again) < 3 or {record["process"] for record in again} == {0, 1}
+    assert {record["process"] for record in again} == {0, 1}
     assert all(record["name"] in noted[record["process"]] for record in again)
     names = sorted(path.name for path in out.iterdir() if path.is_file())
     assert names == [".lock", "manifest.json", *(f"scan{number}.nii.gz" for number in range(COUNT))]
